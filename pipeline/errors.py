@@ -1,0 +1,73 @@
+"""Every error that Hearken raises on purpose.
+
+    HearkenError
+    ├── UserError            a person's mistake: one message, exit code 2, no traceback
+    │   ├── ParamsError      params.yaml: unknown key, value out of range
+    │   ├── ContractError    data that breaks the data contract
+    │   ├── ReleaseError     a release that is unknown, damaged or does not fit
+    │   └── WorkspaceError   git, DVC or Prefect are not set up as a command needs them
+    └── StageFailed          a stage of the graph ended with an error of its own
+
+A message says what was got, what was expected, and where.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+
+class HearkenError(Exception):
+    """Root of the project's errors."""
+
+
+class UserError(HearkenError):
+    """A mistake that a person can mend; the command line prints it and exits with 2."""
+
+    exit_code = 2
+
+
+class ParamsError(UserError):
+    """`params.yaml` holds an unknown key or a value out of range."""
+
+
+class ContractError(UserError):
+    """Data that breaks the data contract.
+
+    >>> str(ContractError.of("bins", got=63, expected="64", where="fleet.yaml"))
+    'bins: got 63, expected 64, in fleet.yaml.'
+    """
+
+    @classmethod
+    def of(cls, what: str, *, got: object, expected: object, where: object) -> ContractError:
+        """One message in the project's form."""
+        return cls(f"{what}: got {got}, expected {expected}, in {where}.")
+
+
+class ReleaseError(UserError):
+    """A release that is unknown, damaged, or does not fit the data."""
+
+
+class WorkspaceError(UserError):
+    """git, DVC or Prefect are not set up as the command needs them."""
+
+
+class StageFailed(HearkenError):
+    """A stage of the graph ended with an error; its own message has been shown."""
+
+    def __init__(self, stage: str, exit_code: int, message: str = "") -> None:
+        self.stage, self.exit_code, self.message = stage, exit_code, message
+        super().__init__(f"stage {stage} ended with exit code {exit_code}" + (f": {message}" if message else ""))
+
+
+def run_reporting_errors(main: Callable[[], None]) -> None:
+    """Run a program's main function: a UserError becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except MemoryError:
+        traceback.print_exc()
+        raise SystemExit(1) from None

@@ -1,0 +1,362 @@
+"""`params.yaml` as frozen, checked objects: the only place for settings.
+
+Read once at the door of each stage. An unknown key or a value out of range names the line that a person must change.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ParamsError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Hours = Annotated[float, Field(ge=0.0, le=24 * 365)]
+Percentile = Annotated[float, Field(gt=50.0, lt=100.0)]
+Count = Annotated[int, Field(ge=1)]
+Device = Literal["auto", "cpu", "cuda"]
+
+DETECTOR_NAMES = ("autoencoder", "vae", "pca", "energy_zscore", "squared_distance")
+NEURAL_DETECTORS = ("autoencoder", "vae")
+DetectorName = Literal["autoencoder", "vae", "pca", "energy_zscore", "squared_distance"]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SourceParams(Section):
+    """Where a plant's data set (or the simulated one) stands."""
+
+    path: Annotated[str, Field(min_length=1)] = "data/demo"
+
+
+class SimulateParams(Section):
+    """A simulated fleet; the same seed gives the same bytes."""
+
+    machines: Annotated[int, Field(ge=1, le=100_000)] = 24
+    days: Annotated[float, Field(gt=0, le=3660)] = 60
+    start: dt.date = dt.date(2025, 1, 1)
+    interval_seconds: Annotated[float, Field(gt=0, le=86_400)] = 600
+    bins: Annotated[int, Field(ge=8, le=4096)] = 64
+    max_hz: Annotated[float, Field(gt=0)] = 12_800.0
+    failures: Annotated[int, Field(ge=0)] = 24
+    mislabelled_share: Share = 0.02  # of healthy-tagged rows: unlogged faults and late log entries
+    firmware_day: Annotated[float, Field(ge=0)] | None = None
+    firmware_share: Share = 1.0
+    seed: int = 20250101
+
+
+class IngestParams(Section):
+    """How a data set's files become the snapshot `data/raw`."""
+
+    timezone: str | None = None  # IANA name; None: the time zone of fleet.yaml, else UTC
+    time: Literal["absolute", "relative"] = "absolute"  # relative: dates are synthetic, spacing is real
+    label_column: str | None = None  # 1 faulty, 0 healthy, -1 unknown; becomes the maintenance log
+    max_rows: Count | None = None  # sampled in whole hours beyond this
+
+
+class ValidateParams(Section):
+    """Limits of the per-row facts."""
+
+    flat_relative_range: Annotated[float, Field(ge=0)] = 1e-6  # (max - min) / max below this: a flat spectrum
+    max_energy: Annotated[float, Field(gt=0)] = 1e6
+    stuck_repeats: Count = 3  # this many identical spectra in a row: a stuck sensor
+    future_hours: Hours = 24.0  # beyond the newest row of the rest of the fleet
+    max_quarantined_share: Share = 0.5
+
+
+class SplitParams(Section):
+    """Log-based exclusion, baseline epochs, and the roles of rows."""
+
+    horizon_hours: Hours = 168.0
+    run_in_hours: Hours = 24.0
+    purge_hours: Hours | None = None  # None: the horizon
+    train_share: Annotated[float, Field(gt=0, lt=1)] = 0.45  # of the time span, train and validation together
+    calibration_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the train span, in blocks of whole days
+    unseen_machine_share: Annotated[float, Field(ge=0, lt=1)] = 0.12
+    tune_failure_share: Share = 0.5
+    boundaries: Literal["calendar", "machine"] = "calendar"
+    changed_at: dt.datetime | None = None  # the fleet changed here: only later rows train (a provisional release)
+
+    @model_validator(mode="after")
+    def _shares_leave_a_test_set(self) -> SplitParams:
+        if self.train_share + self.calibration_share >= 0.95:
+            total = self.train_share + self.calibration_share
+            raise ValueError(f"got train_share + calibration_share = {total:.2f}, expected below 0.95")
+        return self
+
+    @property
+    def purge(self) -> float:
+        """Hours between roles."""
+        return self.horizon_hours if self.purge_hours is None else self.purge_hours
+
+
+class CleanParams(Section):
+    """Statistical removal: one trimmed refit."""
+
+    components: Count = 8
+    trim_percentile: Annotated[float, Field(gt=50, le=100)] = 90.0  # what the refit keeps
+    remove_above: Annotated[float, Field(gt=1)] = 4.0  # robust deviations of an episode's error, after the refit
+    episode_hours: Annotated[float, Field(gt=0)] = 6.0
+    max_removed_share: Share = 0.1
+
+
+class OptimiserParams(Section):
+    """Training of the neural detectors."""
+
+    max_epochs: Count = 30
+    patience: Count = 4
+    batch_rows: Annotated[int, Field(ge=8)] = 1024
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    min_improvement: Annotated[float, Field(ge=0)] = 2e-3  # relative, of the validation loss
+
+
+class AutoencoderParams(Section):
+    """Convolutional autoencoder."""
+
+    latent: Count = 12
+    channels: Annotated[tuple[int, ...], Field(min_length=1, max_length=6)] = (8, 16, 32)
+    kernel: Annotated[int, Field(ge=3, le=15)] = 5
+    optimiser: OptimiserParams = OptimiserParams()
+
+    @model_validator(mode="after")
+    def _odd_kernel(self) -> AutoencoderParams:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"got kernel={self.kernel}, expected an odd number")
+        return self
+
+
+class VaeParams(AutoencoderParams):
+    """Variational autoencoder with the same layers."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.2
+    warmup_epochs: Annotated[int, Field(ge=0)] = 5
+
+
+class PcaParams(Section):
+    """Principal components with T squared and Q."""
+
+    variance_kept: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    max_components: Count = 32
+
+
+class EnergyParams(Section):
+    """Two-sided z-score of the log energy."""
+
+    two_sided: bool = True
+
+
+class DistanceParams(Section):
+    """Squared distance from the machine's baseline."""
+
+
+class BaselineParams(Section):
+    """Location and scale of each machine and epoch, shrunk to the fleet."""
+
+    scope: Literal["global", "machine"] = "machine"
+    shrink_rows: Annotated[float, Field(ge=0)] = 30.0  # as many pseudo-rows of the fleet's scale
+    min_rows: Count = 20  # below this a machine uses the fleet's baseline, marked
+
+
+class TrainParams(Section):
+    """One section per detector, and what they share."""
+
+    device: Device = "auto"
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
+    score_batch_rows: Annotated[int, Field(ge=64)] = 4096  # every score is computed in a padded batch of this size
+    max_rows: Count = 4_000_000  # beyond this, training rows are drawn in whole hours
+    baseline: BaselineParams = BaselineParams()
+    autoencoder: AutoencoderParams = AutoencoderParams()
+    vae: VaeParams = VaeParams()
+    pca: PcaParams = PcaParams()
+    energy_zscore: EnergyParams = EnergyParams()
+    squared_distance: DistanceParams = DistanceParams()
+
+
+class PolicyParams(Section):
+    """From exceedances to alerts."""
+
+    k: Count = 3
+    n: Count = 5
+    window_minutes: Annotated[float, Field(gt=0)] = 120.0  # rows older than this do not count
+    gap_minutes: Annotated[float, Field(gt=0)] = 30.0  # alert rows closer than this are one episode
+
+    @model_validator(mode="after")
+    def _k_of_n(self) -> PolicyParams:
+        if self.k > self.n:
+            raise ValueError(f"got k={self.k}, expected at most n={self.n}")
+        return self
+
+
+class CalibrateParams(Section):
+    """Tiers as percentiles of healthy calibration scores, and the alert policy."""
+
+    low_percentile: Percentile = 99.5
+    page_percentile: Percentile = 99.95
+    draws: Annotated[int, Field(ge=50, le=10_000)] = 500
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9
+    policy: PolicyParams = PolicyParams()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CalibrateParams:
+        if self.low_percentile >= self.page_percentile:
+            low, page = self.low_percentile, self.page_percentile
+            raise ValueError(f"got low_percentile={low}, expected below page_percentile={page}")
+        return self
+
+
+class EvaluateParams(Section):
+    """The comparison of detectors."""
+
+    false_episodes_per_machine_day: Annotated[float, Field(gt=0)] = 0.02  # 12 a day for 600 machines
+    chance_shifts: Annotated[int, Field(ge=20)] = 200
+    use_truth: bool = True  # of a simulation, where there is one
+
+
+class ReleaseParams(Section):
+    """What goes into service."""
+
+    detector: DetectorName = "autoencoder"  # its tiers raise alerts
+    reference_rows: Annotated[int, Field(ge=100, le=200_000)] = 6000
+
+
+class ReportParams(Section):
+    """The report."""
+
+    title: str = "Hearken"
+    max_failures: Count = 12
+
+
+class MonitorParams(Section):
+    """Drift of the fleet against the reference of the release in service."""
+
+    days: Annotated[float, Field(gt=0)] = 2.0
+    max_rows: Annotated[int, Field(ge=200)] = 6000  # sampled from the window for Evidently
+    method: Literal["wasserstein", "psi", "jensenshannon"] = "wasserstein"
+    column_threshold: Annotated[float, Field(gt=0)] = 0.3  # the defaults are too blunt for correlated bins
+    drift_share: Annotated[float, Field(gt=0, le=1)] = 0.4  # of the columns
+    min_machines_share: Share = 0.5  # that moved; fewer is a fault of some machines, not a drift of the fleet
+
+
+class RetrainParams(Section):
+    """Retraining after a drift."""
+
+    purge_hours: Hours = 6.0
+    gpu_pool: str = "gpu"
+    gpu_timeout_minutes: Annotated[float, Field(gt=0)] = 120.0
+    cpu_fallback: bool = True  # no GPU worker: train where the build runs
+    max_false_rate_ratio: Annotated[float, Field(gt=0)] = 1.0  # challenger over champion, on the same later rows
+
+
+class Params(Section):
+    """All of params.yaml.
+
+    >>> Params().split.horizon_hours
+    168.0
+    >>> parse_params("calibrate:\\n  page_percentile: 101\\n")
+    Traceback (most recent call last):
+        ...
+    pipeline.errors.ParamsError: params.yaml, line 2, calibrate.page_percentile: got 101, expected less than 100.
+    """
+
+    seed: int = 7
+    base_release: str | None = None
+    source: SourceParams = SourceParams()
+    simulate: SimulateParams = SimulateParams()
+    ingest: IngestParams = IngestParams()
+    validate_: Annotated[ValidateParams, Field(alias="validate")] = ValidateParams()
+    split: SplitParams = SplitParams()
+    clean: CleanParams = CleanParams()
+    detectors: Annotated[tuple[DetectorName, ...], Field(min_length=1)] = DETECTOR_NAMES
+    train: TrainParams = TrainParams()
+    calibrate: CalibrateParams = CalibrateParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    release: ReleaseParams = ReleaseParams()
+    report: ReportParams = ReportParams()
+    monitor: MonitorParams = MonitorParams()
+    retrain: RetrainParams = RetrainParams()
+
+    @model_validator(mode="after")
+    def _release_detector_is_trained(self) -> Params:
+        if self.release.detector not in self.detectors:
+            raise ValueError(f"got release.detector={self.release.detector}, expected one of detectors")
+        if len(set(self.detectors)) != len(self.detectors):
+            raise ValueError(f"got detectors={list(self.detectors)}, expected no detector twice")
+        return self
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        ParamsError: no such file, not YAML, an unknown key, a value out of range; with the line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ParamsError(f"{path}: got no readable file ({error.strerror}), expected the settings.") from None
+    return parse_params(text, where=path.name)
+
+
+def parse_params(text: str, where: str = "params.yaml") -> Params:
+    """Check the text of a params.yaml; see load_params."""
+    try:
+        values = yaml.safe_load(text) or {}
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{where}: got text that is not YAML ({error}), expected a mapping.") from None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{where}: got a {type(values).__name__}, expected a mapping of sections.")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError("\n".join(_explain(item, where, root) for item in error.errors())) from None
+
+
+def _explain(item: Any, where: str, root: yaml.Node | None) -> str:
+    keys = [str(key) for key in item["loc"]]
+    place = f"{where}, line {_line_of(root, keys)}, {'.'.join(keys) or 'the whole file'}"
+    message = str(item["msg"])
+    if item["type"] == "extra_forbidden":
+        return f"{place}: got an unknown key, expected one of {', '.join(_known_keys(keys[:-1]))}."
+    if item["type"] == "value_error":
+        return f"{place}: {message.removeprefix('Value error, ')}."
+    expected = message.removeprefix("Input should be ").removeprefix("a ")
+    return f"{place}: got {item['input']!r}, expected {expected}."
+
+
+def _known_keys(keys: list[str]) -> list[str]:
+    """The keys that the section at this place may hold, as params.yaml spells them."""
+    model: type[BaseModel] = Params
+    for key in keys:
+        field = next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _line_of(root: yaml.Node | None, keys: list[str]) -> int:
+    """The line of the deepest key that the text really holds."""
+    line, node = 1, root
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == key), None)
+        elif isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
+            found = (node.value[int(key)], node.value[int(key)])
+        else:
+            found = None
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line

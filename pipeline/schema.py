@@ -1,0 +1,276 @@
+"""The data contract: what a data set, a status table and a score log look like.
+
+Shape legend: N rows, F frequency bins, M members of a release, L latent dimensions.
+
+A data set is a folder with `spectra/*.parquet` (one file per UTC day, rows sorted by machine and time),
+`maintenance.parquet`, `fleet.yaml`, and in a simulation `truth.parquet`. Rows are known by (file, row): the day file's
+name and the position in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ContractError
+
+FloatNF = npt.NDArray[np.float32]
+FloatN = npt.NDArray[np.float64]
+IntN = npt.NDArray[np.int64]
+BoolN = npt.NDArray[np.bool_]
+
+MACHINE = pa.dictionary(pa.int32(), pa.string())
+TEXT = pa.dictionary(pa.int16(), pa.string())
+TIME = pa.timestamp("us", tz="UTC")
+MICROSECONDS_PER_HOUR = 3_600_000_000
+MICROSECONDS_PER_DAY = 24 * MICROSECONDS_PER_HOUR
+
+
+class Tag(StrEnum):
+    """Tags of a maintenance log."""
+
+    HEALTHY = "healthy"
+    FAILURE = "failure"
+    REPAIR = "repair"
+    SENSOR = "sensor"
+    FIRMWARE = "firmware"
+    OFF = "off"
+
+
+class Role(StrEnum):
+    """What a row is used for; NONE rows are used for nothing but scoring."""
+
+    NONE = "none"
+    BASELINE = "baseline"  # describes its machine, fits and judges nothing
+    TRAIN = "train"
+    VALIDATION = "validation"
+    CALIBRATION = "calibration"
+    TUNE = "tune"  # the horizon of a tune failure
+    TEST = "test"
+
+
+class Label(StrEnum):
+    """What is known of a row, for judging."""
+
+    HEALTHY = "healthy"
+    FAULTY = "faulty"
+    UNKNOWN = "unknown"
+
+
+class FleetSpec(BaseModel):
+    """fleet.yaml: what the numbers of a data set mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["spectrum", "features"] = "spectrum"  # linear magnitudes, never negative; or any numbers
+    bins: Annotated[int, Field(ge=1, le=65_536)] = 64
+    band_edges_hz: tuple[float, ...] | None = None  # F + 1 numbers
+    unit: str = "g"
+    interval_seconds: Annotated[float, Field(gt=0)] | None = None
+    timezone: str = "UTC"
+    time: Literal["absolute", "relative"] = "absolute"
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "fleet"
+
+    def band_name(self, index: int) -> str:
+        """A bin's name for people: its band in Hz where the edges are known.
+
+        >>> FleetSpec(bins=2, band_edges_hz=(0, 100, 200)).band_name(1)
+        '100-200 Hz'
+        """
+        if self.band_edges_hz and index + 1 < len(self.band_edges_hz):
+            return f"{self.band_edges_hz[index]:.0f}-{self.band_edges_hz[index + 1]:.0f} Hz"
+        return f"bin {index}"
+
+
+def load_fleet_spec(path: Path) -> FleetSpec:
+    """Read fleet.yaml.
+
+    Raises:
+        ContractError: no such file, or a key or value that the contract does not know.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return FleetSpec.model_validate(values)
+    except OSError:
+        raise ContractError.of("fleet.yaml", got="no file", expected="a description of the fleet", where=path) from None
+    except yaml.YAMLError as error:
+        raise ContractError.of("fleet.yaml", got=f"no YAML ({error})", expected="a mapping", where=path) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ContractError.of(key, got=repr(first["input"]), expected=str(first["msg"]), where=path) from None
+
+
+def spectra_schema(bins: int, context: Sequence[pa.Field] = ()) -> pa.Schema:
+    """Schema of a day file: keys, one fixed-size list of float32 per row, then context columns."""
+    return pa.schema(
+        [
+            pa.field("machine_id", MACHINE, nullable=False),
+            pa.field("timestamp", TIME, nullable=False),
+            pa.field("spectrum", pa.list_(pa.float32(), bins), nullable=False),
+            *context,
+        ]
+    )
+
+
+MAINTENANCE_SCHEMA = pa.schema(
+    [
+        pa.field("machine_id", pa.string(), nullable=False),
+        pa.field("start", TIME, nullable=False),
+        pa.field("end", TIME, nullable=False),
+        pa.field("tag", pa.string(), nullable=False),
+        pa.field("failure_mode", pa.string()),
+        pa.field("note", pa.string()),
+    ]
+)
+# What a simulation knows and only evaluation reads: from onset to end the machine is faulty, logged or not.
+TRUTH_SCHEMA = pa.schema(
+    [
+        pa.field("machine_id", pa.string(), nullable=False),
+        pa.field("onset", TIME, nullable=False),
+        pa.field("end", TIME, nullable=False),
+        pa.field("failure_mode", pa.string(), nullable=False),
+        pa.field("logged", pa.bool_(), nullable=False),
+    ]
+)
+# One row per failure of the log, its id and role kept for ever (data/raw/failures.parquet, written by ingest).
+FAILURE_SCHEMA = pa.schema(
+    [
+        pa.field("failure_id", pa.string(), nullable=False),
+        pa.field("machine_id", pa.string(), nullable=False),
+        pa.field("time", TIME, nullable=False),
+        pa.field("end", TIME, nullable=False),
+        pa.field("failure_mode", pa.string()),
+        pa.field("role", pa.string(), nullable=False),  # tune | test
+    ]
+)
+
+KEY_FIELDS = (
+    pa.field("file", TEXT, nullable=False),
+    pa.field("row", pa.int32(), nullable=False),
+    pa.field("machine_id", MACHINE, nullable=False),
+    pa.field("timestamp", TIME, nullable=False),
+)
+# data/status/validate.parquet: facts per row and `ok` or why the row is quarantined.
+VALIDATE_SCHEMA = pa.schema(
+    [
+        *KEY_FIELDS,
+        pa.field("nonfinite", pa.int32()),  # bins that are NaN or infinite
+        pa.field("negative", pa.int32()),  # bins below zero
+        pa.field("energy", pa.float32()),  # root of the sum of squares, in the sensor's unit
+        pa.field("centroid", pa.float32()),  # mean bin number weighted by magnitude
+        pa.field("top_share", pa.float32()),  # of the largest bin in the sum
+        pa.field("relative_range", pa.float32()),  # (max - min) / max
+        pa.field("repeats", pa.int32()),  # spectra before this one, of the same machine, that are equal to it
+        pa.field("seconds_since_previous", pa.float64()),
+        pa.field("status", TEXT, nullable=False),  # ok | quarantined
+        pa.field("reason", TEXT, nullable=False),  # empty, or the expectations that failed, joined by "+"
+    ]
+)
+# data/status/split.parquet
+SPLIT_SCHEMA = pa.schema(
+    [
+        *KEY_FIELDS,
+        pa.field("log_status", TEXT, nullable=False),
+        pa.field("epoch", pa.int32(), nullable=False),
+        pa.field("role", TEXT, nullable=False),
+        pa.field("label", TEXT, nullable=False),
+        pa.field("failure_id", TEXT),  # of the horizon that the row lies in
+    ]
+)
+# data/status/clean.parquet: the same keys, then what the statistics removed.
+CLEAN_SCHEMA = pa.schema(
+    [
+        *KEY_FIELDS,
+        pa.field("error", pa.float32()),  # robust deviations of the row's residual; null where not looked at
+        pa.field("removed", pa.bool_(), nullable=False),
+        pa.field("reason", TEXT, nullable=False),
+    ]
+)
+
+
+def score_log_schema(members: Sequence[str]) -> pa.Schema:
+    """A row per spectrum: score (float64, higher is more anomalous) and tail probability per member and ensemble."""
+    fields = [*KEY_FIELDS, pa.field("epoch", pa.int32(), nullable=False), pa.field("own_baseline", pa.bool_())]
+    for member in (*members, "ensemble"):
+        fields += [pa.field(f"score_{member}", pa.float64()), pa.field(f"tail_{member}", pa.float64())]
+    fields += [
+        pa.field("tier", TEXT, nullable=False),  # none | low | page, of the release's own detector
+        pa.field("top_bins", pa.list_(pa.int32())),  # largest shares first; null below tier low
+        pa.field("release", TEXT, nullable=False),
+    ]
+    return pa.schema(fields)
+
+
+def spectra_view(column: pa.Array | pa.ChunkedArray, bins: int, where: object = "spectrum") -> FloatNF:
+    """The (N, F) float32 array inside a spectrum column: a view for one chunk, never a loop over rows.
+
+    Raises:
+        ContractError: null rows, or another number of bins.
+
+    >>> flat = pa.array(np.arange(6, dtype=np.float32))
+    >>> spectra_view(pa.FixedSizeListArray.from_arrays(flat, 3), 3).shape
+    (2, 3)
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # no chunk at all
+            return np.empty((0, bins), np.float32)
+    if column.null_count:
+        raise ContractError.of("spectrum", got=f"{column.null_count} null rows", expected="none", where=where)
+    kind = column.type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32() or kind.list_size != bins:
+        expected = f"fixed_size_list<float>[{bins}]"
+        raise ContractError.of("type of spectrum", got=kind, expected=expected, where=where)
+    # flatten, not values: it honours the offset of a slice
+    flat = column.flatten()
+    return np.asarray(flat.to_numpy(zero_copy_only=flat.null_count == 0)).reshape(-1, bins)
+
+
+def spectra_column(spectra_NF: FloatNF) -> pa.FixedSizeListArray:
+    """A spectrum column over the array's own memory."""
+    contiguous = np.ascontiguousarray(spectra_NF, dtype=np.float32)
+    return pa.FixedSizeListArray.from_arrays(pa.array(contiguous.reshape(-1)), contiguous.shape[1])
+
+
+def dictionary_column(codes_N: npt.NDArray[np.integer], names: Sequence[str], kind: pa.DataType = TEXT) -> pa.Array:
+    """A dictionary-encoded text column from integer codes; a negative code is null."""
+    codes = pa.array(codes_N.astype(kind.index_type.to_pandas_dtype()), mask=codes_N < 0)
+    return pa.DictionaryArray.from_arrays(codes, pa.array(list(names), pa.string())).cast(kind)
+
+
+def codes_and_names(column: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[str]]:
+    """Integer codes (null: -1) and names of a text column, dictionary-encoded or not.
+
+    >>> codes_and_names(pa.chunked_array([pa.array(["a", "b"]), pa.array(["b", None])]))
+    (array([ 0,  1,  1, -1], dtype=int32), ['a', 'b'])
+    """
+    column = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+    if pa.types.is_dictionary(column.type):
+        combined = column.unify_dictionaries().combine_chunks()  # codes differ between files until unified
+    else:
+        combined = column.dictionary_encode().combine_chunks()
+    if isinstance(combined, pa.ChunkedArray):
+        if combined.num_chunks == 0:
+            return np.empty(0, np.int32), []
+        combined = combined.chunk(0)
+    codes = combined.indices.cast(pa.int32()).fill_null(-1).to_numpy(zero_copy_only=False)
+    return codes, [str(name) for name in combined.dictionary.to_pylist()]
+
+
+def times_us(column: pa.Array | pa.ChunkedArray) -> IntN:
+    """Microseconds since 1970 (UTC) as int64."""
+    return np.asarray(column.cast(TIME).cast(pa.int64()).to_numpy())
+
+
+def time_column(times_us_N: npt.NDArray[np.int64]) -> pa.Array:
+    """A timestamp column from microseconds since 1970 (UTC)."""
+    return pa.array(times_us_N, pa.int64()).cast(TIME)

@@ -1,0 +1,255 @@
+"""The one module that touches the disk: atomic writes, checked reads, day files as streams.
+
+A killed process leaves the old file or the new one, never half of one: everything is written beside its place, flushed,
+and moved over it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ContractError
+from pipeline.schema import BoolN, FloatNF, codes_and_names, spectra_view
+
+ROW_GROUP_ROWS = 65_536  # one leaf column decodes on one thread per row group: small groups read twice as fast
+DAY_PATTERN = "*.parquet"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name[:60]}.", suffix=".old", dir=path.parent))
+            path.replace(old / "content")
+            temporary.replace(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write JSON atomically, keys sorted; NaN and infinity are refused (a missing figure is null)."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read JSON.
+
+    Raises:
+        ContractError: no such file, or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ContractError.of("JSON", got=error.strerror, expected="a readable file", where=path) from None
+    except ValueError as error:
+        raise ContractError.of("JSON", got=str(error), expected="valid JSON", where=path) from None
+
+
+def write_table(path: Path | str, table: pa.Table) -> None:
+    """Write a Parquet file atomically, with the project's codec, dictionaries on text columns only.
+
+    Raises:
+        ContractError: nulls in a column that may not hold them (Arrow itself would write them as values).
+    """
+    dictionaries, floats = [], []
+    for field in table.schema:
+        if not field.nullable and table[field.name].null_count:
+            got = f"{table[field.name].null_count} nulls"
+            raise ContractError.of(field.name, got=got, expected="none", where=path)
+        if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type):
+            dictionaries.append(field.name)
+        elif pa.types.is_fixed_size_list(field.type):
+            floats.append(f"{field.name}.list.element")
+        elif pa.types.is_floating(field.type):
+            floats.append(field.name)
+    with atomic_file(path) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            use_dictionary=dictionaries or False,
+            use_byte_stream_split=floats or False,
+            row_group_size=ROW_GROUP_ROWS,
+        )
+
+
+def open_parquet(path: Path | str) -> pq.ParquetFile:
+    """Open a Parquet file.
+
+    Raises:
+        ContractError: no such file, cut off, or no Parquet.
+    """
+    path = Path(path)
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise ContractError.of("Parquet", got="no file", expected="a Parquet file", where=path) from None
+    except (pa.ArrowException, OSError) as error:
+        got = f"a file that is cut off or no Parquet ({str(error).splitlines()[0]})"
+        raise ContractError.of("Parquet", got=got, expected="a whole Parquet file", where=path) from None
+
+
+def read_table(path: Path | str, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a Parquet file whole.
+
+    Raises:
+        ContractError: see open_parquet; a column missing, or one that does not cast to the schema.
+    """
+    file = open_parquet(path)
+    wanted = list(columns) if columns is not None else (schema.names if schema is not None else None)
+    missing = [name for name in wanted or [] if name not in file.schema_arrow.names]
+    if missing:
+        got = f"no column {', '.join(missing)}"
+        raise ContractError.of("columns", got=got, expected=", ".join(wanted or []), where=path)
+    try:
+        table = file.read(columns=wanted)
+        if schema is not None:
+            table = table.select(wanted).cast(pa.schema([schema.field(name) for name in wanted or []]))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        got = str(error).splitlines()[0]
+        raise ContractError.of("Parquet", got=got, expected="the contract's columns", where=path) from None
+    return table
+
+
+def day_files(data_set: Path | str) -> list[Path]:
+    """The day files of a data set, oldest first.
+
+    Raises:
+        ContractError: there are none.
+    """
+    folder = Path(data_set) / "spectra"
+    files = sorted(folder.glob(DAY_PATTERN))
+    if not files:
+        raise ContractError.of("spectra", got="no Parquet file", expected="at least one day", where=folder)
+    return files
+
+
+def read_batches(path: Path, columns: Sequence[str] | None = None, rows: int = ROW_GROUP_ROWS) -> Iterator[pa.Table]:
+    """One file as a stream of tables of at most `rows` rows; peak memory does not grow with the file.
+
+    Raises:
+        ContractError: the file is cut off or damaged.
+    """
+    file = open_parquet(path)
+    try:
+        for batch in file.iter_batches(rows, columns=list(columns) if columns is not None else None):
+            yield pa.Table.from_batches([batch])
+    except (pa.ArrowException, OSError) as error:
+        got = str(error).splitlines()[0]
+        raise ContractError.of("Parquet", got=got, expected="a whole Parquet file", where=path) from None
+
+
+def read_spectra(data_set: Path | str, status: pa.Table, selected_N: BoolN, bins: int) -> FloatNF:
+    """The spectra of the selected rows of a status table, in its order, as one (n, F) float32 array.
+
+    The status table is in the order of (file, row), as every stage writes it. Streams: peak memory is the array and one
+    batch. Only files that hold a selected row are opened.
+
+    Raises:
+        ContractError: a day file is missing, damaged, or has another number of bins.
+    """
+    file_codes, files = codes_and_names(status["file"])
+    rows = status["row"].to_numpy()
+    spectra_NF = np.empty((int(selected_N.sum()), bins), np.float32)
+    filled = 0
+    for path, indices in _runs_of_files(file_codes, files, rows, selected_N, Path(data_set) / "spectra"):
+        begin = 0
+        for table in read_batches(path, ["spectrum"]):
+            end = begin + table.num_rows
+            first, last = np.searchsorted(indices, [begin, end])
+            if first < last:
+                view = spectra_view(table["spectrum"], bins, path)
+                target = spectra_NF[filled : filled + last - first]
+                if last - first == table.num_rows:
+                    target[:] = view
+                else:
+                    np.take(view, indices[first:last] - begin, axis=0, out=target)
+                filled += last - first
+            begin = end
+        if len(indices) and indices[-1] >= begin:
+            raise ContractError.of("rows", got=begin, expected=f"more than {indices[-1]}", where=path)
+    return spectra_NF
+
+
+def _runs_of_files(
+    file_codes: np.ndarray, files: Sequence[str], rows: np.ndarray, selected_N: BoolN, folder: Path
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each file with the sorted row numbers wanted from it, in the order of the status table."""
+    if not len(file_codes):
+        return
+    starts = np.flatnonzero(np.r_[True, file_codes[1:] != file_codes[:-1]])
+    for start, end in zip(starts, [*starts[1:], len(file_codes)], strict=True):
+        wanted = rows[start:end][selected_N[start:end]]
+        if len(wanted):
+            if np.any(wanted[1:] <= wanted[:-1]):
+                raise ContractError.of("status rows", got="unsorted", expected="order of file and row", where=folder)
+            yield folder / files[file_codes[start]], wanted.astype(np.int64)
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_folder(path: Path | str) -> str:
+    """Hex SHA-256 over the names and bytes of all files below a folder; links and other things are refused.
+
+    Raises:
+        ContractError: something below is not a plain file or folder.
+    """
+    path, digest = Path(path), hashlib.sha256()
+    for file in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
+        if file.is_symlink() or not (file.is_file() or file.is_dir()):
+            raise ContractError.of("file", got="a link or device", expected="plain files", where=file)
+        if file.is_file():
+            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
