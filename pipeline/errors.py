@@ -13,9 +13,12 @@ A message says what was got, what was expected, and where.
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-import traceback
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 class HearkenError(Exception):
@@ -62,12 +65,18 @@ class StageFailed(HearkenError):
 
 
 def run_reporting_errors(main: Callable[[], None]) -> None:
-    """Run a program's main function: a UserError becomes one line on stderr and exit code 2."""
+    """Run a program's main function: a UserError becomes one line on stderr and exit code 2.
+
+    Where HEARKEN_STAGE_TIMES names a file, one JSON line with the program's arguments and seconds is appended to it.
+    """
+    start = time.perf_counter()
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except MemoryError:
-        traceback.print_exc()
-        raise SystemExit(1) from None
+    times = os.environ.get("HEARKEN_STAGE_TIMES")
+    if times:
+        name = "@".join([Path(sys.argv[0]).stem, *sys.argv[1:]])
+        with Path(times).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": name, "seconds": time.perf_counter() - start}) + "\n")
