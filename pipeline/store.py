@@ -12,16 +12,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from pipeline.errors import ContractError
-from pipeline.schema import BoolN, FloatNF, codes_and_names, spectra_view
+from pipeline.schema import BoolN, FleetSpec, FloatNF, codes_and_names, spectra_view
 
 ROW_GROUP_ROWS = 65_536  # one leaf column decodes on one thread per row group: small groups read twice as fast
 DAY_PATTERN = "*.parquet"
@@ -99,26 +100,44 @@ def write_table(path: Path | str, table: pa.Table) -> None:
     Raises:
         ContractError: nulls in a column that may not hold them (Arrow itself would write them as values).
     """
+    write_tables(path, table.schema, [table])
+
+
+def write_tables(path: Path | str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write a stream of tables of one schema as one Parquet file, atomically; memory is one table's.
+
+    Raises:
+        ContractError: see write_table; nothing is written then.
+    """
     dictionaries, floats = [], []
-    for field in table.schema:
-        if not field.nullable and table[field.name].null_count:
-            got = f"{table[field.name].null_count} nulls"
-            raise ContractError.of(field.name, got=got, expected="none", where=path)
+    for field in schema:
         if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type):
             dictionaries.append(field.name)
         elif pa.types.is_fixed_size_list(field.type):
             floats.append(f"{field.name}.list.element")
         elif pa.types.is_floating(field.type):
             floats.append(field.name)
-    with atomic_file(path) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            use_dictionary=dictionaries or False,
-            use_byte_stream_split=floats or False,
-            row_group_size=ROW_GROUP_ROWS,
-        )
+    codec = {
+        "compression": "zstd",
+        "use_dictionary": dictionaries or False,
+        "use_byte_stream_split": floats or False,
+    }
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, **codec) as writer:
+        for table in tables:
+            _refuse_nulls(table, path)
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+
+
+def _refuse_nulls(table: pa.Table, path: Path | str) -> None:
+    for field in table.schema:
+        if not field.nullable and table[field.name].null_count:
+            got = f"{table[field.name].null_count} nulls"
+            raise ContractError.of(field.name, got=got, expected="none", where=path)
+
+
+def write_fleet_spec(path: Path | str, spec: FleetSpec) -> None:
+    """Write fleet.yaml atomically."""
+    write_text(path, yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True), sort_keys=False, width=120))
 
 
 def open_parquet(path: Path | str) -> pq.ParquetFile:

@@ -1,0 +1,125 @@
+"""The project's database: one, for registry, ledger and alerts; SQLite for one machine, PostgreSQL for a plant."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.orm import DeclarativeBase
+
+from pipeline.errors import WorkspaceError
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATION_LOCK = 4_822_051  # PostgreSQL advisory lock: one process migrates at a time
+BUSY_SECONDS = 30
+
+
+class UtcDateTime(sa.TypeDecorator[dt.datetime]):
+    """A moment: aware in Python, whatever the database stores (SQLite gives back naive times otherwise)."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
+        """Refuse a naive time, store UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"got the naive time {value.isoformat()}, expected one with a time zone")
+        value = value.astimezone(dt.UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:  # noqa: ARG002
+        """Always UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+
+class Base(DeclarativeBase):
+    """Every table; constraints have names, so that a migration can change them on both databases."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {dt.datetime: UtcDateTime(), dict[str, Any]: sa.JSON()}  # noqa: RUF012 (SQLAlchemy's own form)
+
+
+def make_engine(url: str) -> Engine:
+    """An engine; on SQLite every transaction takes the write lock at its start, so that read-then-write is safe.
+
+    Raises:
+        WorkspaceError: not a database URL.
+    """
+    try:
+        address = sa.make_url(url)
+        engine = sa.create_engine(address, pool_pre_ping=True)
+    except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
+        raise WorkspaceError(
+            f"HEARKEN_DATABASE_URL: got {error}, expected sqlite:/// or postgresql+psycopg://."
+        ) from None
+    if engine.dialect.name == "sqlite":
+        if address.database:
+            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver would begin only at the first write: two readers could both write
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic's settings; there is no alembic.ini."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    if connection is not None:
+        config.attributes["connection"] = connection
+    return config
+
+
+def migrate(engine: Engine, revision: str = "head") -> None:
+    """Bring the schema to a revision, up or (by an older name, `base`) down."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        config = alembic_config(connection)
+        if revision == "base":
+            command.downgrade(config, revision)
+        else:
+            command.upgrade(config, revision)
+
+
+def open_database(url: str) -> Engine:
+    """An engine on a database whose schema is up to date.
+
+    Raises:
+        WorkspaceError: not a database URL, or no database answers there.
+    """
+    engine = make_engine(url)
+    try:
+        migrate(engine)
+    except sa.exc.OperationalError as error:
+        shown = engine.url.render_as_string(hide_password=True)
+        said = str(error.orig).strip().splitlines()[0]
+        raise WorkspaceError(f"database: got '{said}', expected one that answers, at {shown}.") from None
+    return engine

@@ -1,0 +1,121 @@
+"""Where this installation keeps its things, from environment variables; everything else stands in params.yaml.
+
+| variable | what | default |
+|---|---|---|
+| HEARKEN_HOME | cache, remote, workspaces, releases, database | `<checkout>/.hearken` |
+| HEARKEN_DATABASE_URL | registry, alerts | SQLite `<home>/hearken.db` |
+| HEARKEN_DVC_REMOTE | where builds push to and pull from | `<home>/remote` |
+| HEARKEN_REPOSITORY | the git repository that workers clone | the checkout |
+| HEARKEN_LANDING | the landing zone that `monitor` and `retrain` read | `source.path` of params.yaml |
+
+Nothing happens at import, and nothing is read twice: a command makes one `Settings` and hands it on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import WorkspaceError
+
+# For every process that we start, and our own: no telemetry; a heartbeat of 180 s (the default) is too slow to see a
+# dead run.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The places of one installation, all absolute.
+
+    >>> places = Settings.of("/plant", {"HEARKEN_HOME": "/srv/hearken"})
+    >>> str(places.cache), places.database_url
+    ('/srv/hearken/cache', 'sqlite:////srv/hearken/hearken.db')
+    """
+
+    checkout: Path
+    home: Path
+    database_url: str
+    remote: str
+    repository: str
+    landing: Path | None
+
+    @classmethod
+    def of(
+        cls, checkout: Path | str, environment: Mapping[str, str] | None = None, *, worker: bool = False
+    ) -> Settings:
+        """Read the environment.
+
+        Args:
+            checkout: a git checkout of the project.
+            environment: what to read instead of os.environ.
+            worker: in a flow that a worker runs the checkout is a passing clone, so HEARKEN_HOME must be set.
+
+        Raises:
+            WorkspaceError: HEARKEN_HOME is not set where it must be.
+        """
+        values = os.environ if environment is None else environment
+        checkout = Path(checkout).resolve()
+        if worker and not values.get("HEARKEN_HOME"):
+            raise WorkspaceError(
+                "HEARKEN_HOME: got no value, expected a folder that outlives one run, in the environment of the worker."
+            )
+        home = Path(values.get("HEARKEN_HOME") or checkout / ".hearken").expanduser().resolve()
+        landing = values.get("HEARKEN_LANDING")
+        return cls(
+            checkout=checkout,
+            home=home,
+            database_url=values.get("HEARKEN_DATABASE_URL") or f"sqlite:///{home / 'hearken.db'}",
+            remote=values.get("HEARKEN_DVC_REMOTE") or str(home / "remote"),
+            repository=values.get("HEARKEN_REPOSITORY") or str(checkout),
+            landing=Path(landing).expanduser().resolve() if landing else None,
+        )
+
+    @property
+    def cache(self) -> Path:
+        """The DVC cache that all private clones of this home share."""
+        return self.home / "cache"
+
+    @property
+    def workspaces(self) -> Path:
+        """Private clones, by name."""
+        return self.home / "workspaces"
+
+    @property
+    def releases(self) -> Path:
+        """Releases, by id; never changed there."""
+        return self.home / "releases"
+
+    def landing_zone(self, source_path: str) -> Path:
+        """The landing zone: HEARKEN_LANDING, else `source.path` of params.yaml below the checkout."""
+        return self.landing or (self.checkout / source_path).resolve()
+
+
+def child_environment(settings: Settings, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a process that we start: the caller's, without telemetry, with this installation's places."""
+    values = dict(os.environ if environment is None else environment)
+    values.update(QUIET)
+    values.setdefault("PREFECT_HOME", str(settings.home / "prefect"))
+    values["HEARKEN_HOME"] = str(settings.home)
+    # dvc and the stages' python stand beside the interpreter that runs us, activated or not
+    programs = str(Path(sys.executable).parent)
+    if values.get("PATH", "").split(os.pathsep)[0] != programs:
+        values["PATH"] = os.pathsep.join(filter(None, [programs, values.get("PATH", os.defpath)]))
+    return values
+
+
+def configure(settings: Settings, environment: MutableMapping[str, str] | None = None) -> None:
+    """The same for this process; call it before prefect, great_expectations or evidently are imported."""
+    values = os.environ if environment is None else environment
+    values.update(QUIET)
+    values.setdefault("PREFECT_HOME", str(settings.home / "prefect"))
+    (settings.home / "prefect").mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,486 @@
+"""What a plant does first: train on the healthy past of recorded data, calibrate, and judge what comes after.
+
+Labels say what is healthy (0), faulty (1) and unknown (-1); queries say which rows train and which are judged. A run of
+faulty rows of one machine is one failure; its last row is the moment of failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.calibrate import Calibration, Scored, calibrate, score_rows, scores_table
+from pipeline.detectors import Detector
+from pipeline.detectors.base import write_history
+from pipeline.errors import ContractError, UserError
+from pipeline.evaluate import reconstructions, write_evaluation
+from pipeline.ingest import WideFrame, load_frame
+from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, budget_threshold, judge
+from pipeline.params import Params
+from pipeline.report import render_report
+from pipeline.report_data import ReportData
+from pipeline.rows import Rows
+from pipeline.schema import TEXT, BoolN, FleetSpec, Label, Role, dictionary_column, time_column
+from pipeline.store import atomic_folder, write_json, write_text
+from pipeline.train import train_detector, use_threads
+
+TRAIN_PART = 0.6  # of the training rows of a machine, in time; the rest calibrates
+GAP_PART = 0.02  # of them, between the two: neighbouring windows are alike
+VALIDATION_EVERY = 5  # every fifth block of the training rows
+VALIDATION_BLOCKS = 20
+DEFAULT_TRAIN_PART = 0.4  # of each machine's span, where no query says what trains
+
+
+@dataclass(frozen=True)
+class BacktestRequest:
+    """What is asked of a backtest; queries are pandas expressions over every column that is no bin.
+
+    `time` is `relative` where dates are synthetic but spacing is real: lead times stand, rates per day are null.
+    """
+
+    source: Path
+    label_column: str | None = None  # None: `label`
+    train_query: str | None = None
+    test_query: str | None = None
+    baseline_query: str | None = None
+    timezone: str | None = None
+    time: str = "absolute"
+    detectors: tuple[str, ...] = ()
+    across_machines: bool = False
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A source with its labels, rows sorted by machine and time."""
+
+    rows: Rows
+    frame: pd.DataFrame
+    label: np.ndarray
+    fleet: FleetSpec
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One training with what was judged by it."""
+
+    detectors: Mapping[str, Detector]
+    histories: dict[str, dict[str, Any]]
+    calibration: Calibration
+    test: Scored
+    label: np.ndarray
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def run_backtest(request: BacktestRequest, params: Params, out: Path, say: Any = print) -> dict[str, Any]:
+    """Train, calibrate and judge; write `metrics.json`, `report.html` and what the report draws into `out`.
+
+    Returns:
+        The figures, as in metrics.json.
+
+    Raises:
+        ContractError: data that breaks the contract, no healthy rows, no test rows.
+        UserError: a query or an option that cannot be understood.
+    """
+    chosen = request.detectors or params.detectors
+    unknown = [name for name in chosen if name not in params.train.model_fields]
+    if unknown:
+        raise UserError(f"--detectors: got {', '.join(unknown)}, expected some of {', '.join(params.detectors)}.")
+    release_detector = params.release.detector if params.release.detector in chosen else chosen[0]
+    params = params.model_copy(
+        update={"detectors": tuple(chosen), "release": params.release.model_copy(update={"detector": release_detector})}
+    )
+    use_threads(params.train.threads)
+    recording = read_recording(request)
+    if request.across_machines:
+        judgement, fold = across_machines(recording, request, params, say)
+    else:
+        role = roles(recording, request)
+        fold = run_fold(recording, role, params, say)
+        judgement = judge_fold(recording, fold, params, request.time)
+    judgement.figures["dataset"] |= {
+        "source": request.source.name,
+        "rows": len(recording.rows),
+        "machines": len(recording.rows.machines),
+        "bins": recording.fleet.bins,
+        "roles": fold.counts,
+    }
+    judgement.figures["notes"] += [*recording.warnings, *fold.calibration.notes]
+    write_backtest(out, recording, judgement, fold, params)
+    return judgement.figures
+
+
+def read_recording(request: BacktestRequest) -> Recording:
+    """Read the source whole and sort its rows by machine and time.
+
+    Raises:
+        ContractError: no label column, labels other than 0, 1, -1, bins that are no finite numbers.
+    """
+    frame: WideFrame = load_frame(request.source, request.timezone)
+    column = request.label_column or "label"
+    if column not in frame.context.columns:
+        got = f"columns {', '.join(map(str, frame.context.columns))}"
+        raise ContractError.of("label column", got=got, expected=f"{column} (--label-column)", where=request.source)
+    context = frame.context.assign(machine_id=frame.context["machine_id"].astype(str))
+    order = np.lexsort((context["timestamp"].to_numpy(), context["machine_id"].to_numpy(dtype=str)))
+    context = context.iloc[order].reset_index(drop=True)
+    spectra = frame.spectra_NF[order]
+    label = _labels(context[column], request.source)
+    usable = np.isfinite(spectra).all(1) & ((spectra >= 0).all(1) if frame.kind == "spectrum" else True)
+    warnings = list(frame.warnings)
+    if not usable.all():
+        warnings.append(f"{int((~usable).sum())} rows hold NaN, infinite or negative bins and are left out.")
+        context, spectra, label = context[usable].reset_index(drop=True), spectra[usable], label[usable]
+    machines, codes = np.unique(context["machine_id"].to_numpy(dtype=str), return_inverse=True)
+    # whatever the time column's unit is: microseconds since 1970
+    time_us = context["timestamp"].dt.tz_localize(None).to_numpy().astype("datetime64[us]").astype(np.int64)
+    fleet = FleetSpec(kind=frame.kind, bins=frame.bins, time="relative" if request.time == "relative" else "absolute")
+    codes = codes.astype(np.int32)
+    status = pa.table(
+        {
+            "file": dictionary_column(np.zeros(len(codes), np.int16), [request.source.name]),
+            "row": pa.array(order[usable].astype(np.int32)),
+            "machine_id": dictionary_column(codes, [str(name) for name in machines]),
+            "timestamp": time_column(time_us),
+            "epoch": pa.array(np.zeros(len(codes), np.int32)),
+        }
+    )
+    rows = Rows(spectra, codes, [str(name) for name in machines], np.zeros(len(codes), np.int32), time_us, status)
+    return Recording(rows, context, label, fleet, tuple(warnings))
+
+
+def _labels(values: pd.Series, source: Path) -> np.ndarray:
+    numbers = pd.to_numeric(values, errors="coerce").fillna(UNKNOWN).to_numpy()
+    other = ~np.isin(numbers, (HEALTHY, FAULTY, UNKNOWN))
+    if other.any():
+        got = f"{numbers[other][0]:g} in {int(other.sum())} rows"
+        raise ContractError.of(f"labels in {values.name}", got=got, expected="0, 1 or -1", where=source)
+    return np.asarray(numbers, dtype=np.int8)
+
+
+def select(recording: Recording, query: str | None, option: str) -> BoolN:
+    """Rows that a query names.
+
+    Raises:
+        UserError: the query cannot be understood, or names no row.
+    """
+    if query is None:
+        return np.zeros(len(recording.rows), bool)
+    try:
+        index = recording.frame.query(query, engine="python").index.to_numpy()
+    except Exception as error:  # noqa: BLE001  pandas raises any type for a text it cannot parse
+        columns = ", ".join(map(str, recording.frame.columns))
+        raise UserError(f"{option}: got {query!r} ({error}), expected an expression over {columns}.") from None
+    if not len(index):
+        raise UserError(f"{option}: got {query!r}, which names no row; expected at least one.")
+    mask = np.zeros(len(recording.rows), bool)
+    mask[index] = True
+    return mask
+
+
+def roles(recording: Recording, request: BacktestRequest) -> np.ndarray:
+    """Role of each row (N,) text; baseline rows are never test rows, training rows are healthy.
+
+    The training rows of a machine are cut in time: the first 60 % train (every fifth block validates), the last 38 %
+    calibrate. Without a test query all later rows are judged.
+    """
+    baseline = select(recording, request.baseline_query, "--baseline-query")
+    if request.train_query is None:
+        trains = _first_part(recording, DEFAULT_TRAIN_PART)
+    else:
+        trains = select(recording, request.train_query, "--train-query")
+    test = ~trains if request.test_query is None else select(recording, request.test_query, "--test-query")
+    healthy = recording.label == HEALTHY
+    role = np.full(len(recording.rows), str(Role.NONE), dtype=object)
+    role[test & ~trains] = str(Role.TEST)
+    overlap = int((test & trains).sum())
+    if overlap and request.test_query is not None:
+        raise UserError(f"--test-query: got {overlap} rows that also train, expected none.")
+    role[baseline & healthy] = str(Role.BASELINE)
+    role[baseline & ~healthy] = str(Role.NONE)
+    fits = trains & healthy & ~baseline
+    if not fits.any():
+        raise ContractError.of(
+            "training rows", got="no healthy row", expected="rows with label 0", where="--train-query"
+        )
+    for machine in np.unique(recording.rows.machine[fits]):
+        _cut(role, np.flatnonzero(fits & (recording.rows.machine == machine)))
+    if not (role == Role.TEST).any():
+        raise ContractError.of("test rows", got=0, expected="rows that do not train", where="--test-query")
+    return role
+
+
+def _cut(role_N: np.ndarray, index: np.ndarray) -> None:
+    """Assign train, validation and calibration to one machine's training rows, which are in time order."""
+    position = np.arange(len(index)) / len(index)
+    part = np.full(len(index), str(Role.CALIBRATION), dtype=object)
+    part[position < TRAIN_PART + GAP_PART] = str(Role.NONE)
+    train = position < TRAIN_PART
+    part[train] = str(Role.TRAIN)
+    block = (position / TRAIN_PART * VALIDATION_BLOCKS).astype(int)
+    part[train & (block % VALIDATION_EVERY == VALIDATION_EVERY - 1)] = str(Role.VALIDATION)
+    role_N[index] = part
+
+
+def _first_part(recording: Recording, share: float) -> BoolN:
+    """Rows in the first part of each machine's span, in time."""
+    rows = recording.rows
+    first, last = (np.zeros(len(rows.machines), np.int64) for _ in range(2))
+    for machine in range(len(rows.machines)):
+        times = rows.time_us[rows.machine == machine]
+        first[machine], last[machine] = times.min(), times.max()
+    return np.asarray(rows.time_us <= first[rows.machine] + (share * (last - first)).astype(np.int64)[rows.machine])
+
+
+def take(recording: Recording, role_N: np.ndarray, mask_N: BoolN, failure_N: np.ndarray | None = None) -> Rows:
+    """Some rows with their role, label and failure as columns of the status table."""
+    rows, index = recording.rows, np.flatnonzero(mask_N)
+    names = np.array([str(Label.HEALTHY), str(Label.FAULTY), str(Label.UNKNOWN)], dtype=object)
+    failure = np.full(len(index), None, dtype=object) if failure_N is None else failure_N[index]
+    status = rows.status.take(pa.array(index))
+    status = status.append_column("role", pa.array(role_N[index].tolist(), pa.string()).dictionary_encode().cast(TEXT))
+    status = status.append_column("label", pa.array(names[recording.label[index]].tolist(), pa.string()))
+    status = status.append_column("failure_id", pa.array(failure.tolist(), pa.string()))
+    return Rows(rows.spectra[index], rows.machine[index], rows.machines, rows.epoch[index], rows.time_us[index], status)
+
+
+def run_fold(recording: Recording, role_N: np.ndarray, params: Params, say: Any) -> Fold:
+    """Train every detector, calibrate, and score the test rows."""
+    fits = np.isin(role_N, [str(Role.TRAIN), str(Role.VALIDATION), str(Role.BASELINE)])
+    training = take(recording, role_N, fits)
+    detectors, histories = {}, {}
+    for name in params.detectors:
+
+        def tell(line: str, name: str = name) -> None:
+            say(f"{name}: {line}")
+
+        detectors[name], histories[name] = train_detector(
+            name, training, role_N[fits], recording.fleet, params.train, seed=params.seed, say=tell
+        )
+    healthy = take(recording, role_N, role_N == Role.CALIBRATION)
+    nothing = take(recording, role_N, np.zeros(len(role_N), bool))
+    calibration = calibrate(detectors, healthy, nothing, params.calibrate, params.seed)
+    is_test = role_N == Role.TEST
+    scored = score_rows(detectors, take(recording, role_N, is_test, failure_ids(recording)), calibration.tables)
+    names, counts = np.unique(role_N.astype(str), return_counts=True)
+    totals = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+    return Fold(detectors, histories, calibration, scored, recording.label[is_test], totals)
+
+
+def _runs(recording: Recording) -> list[tuple[int, int, int]]:
+    """First, last and first unknown-before row of each run of faulty rows of one machine."""
+    label, machine = recording.label, recording.rows.machine
+    if not len(label):
+        return []
+    edge = np.flatnonzero(np.r_[True, (label[1:] != label[:-1]) | (machine[1:] != machine[:-1])])
+    ends = np.r_[edge[1:] - 1, len(label) - 1]
+    runs = []
+    for position, (first, last) in enumerate(zip(edge, ends, strict=True)):
+        if label[first] == FAULTY:
+            before = edge[position - 1] if position else first
+            unknown = position > 0 and label[before] == UNKNOWN and machine[before] == machine[first]
+            runs.append((int(first), int(last), int(before) if unknown else int(first)))
+    return runs
+
+
+def failure_ids(recording: Recording) -> np.ndarray:
+    """`machine#1`, `machine#2`, ... for the faulty rows, None elsewhere."""
+    ids = np.full(len(recording.label), None, dtype=object)
+    counts: dict[int, int] = {}
+    for first, last, _ in _runs(recording):
+        machine = int(recording.rows.machine[first])
+        counts[machine] = counts.get(machine, 0) + 1
+        ids[first : last + 1] = f"{recording.rows.machines[machine]}#{counts[machine]}"
+    return ids
+
+
+def events_of(recording: Recording, judged_N: BoolN) -> list[Event]:
+    """The runs of faulty rows that are among the judged rows."""
+    ids, time_us = failure_ids(recording), recording.rows.time_us
+    modes = recording.frame.get("fault_type")
+    events = []
+    for first, last, before in _runs(recording):
+        inside = np.flatnonzero(judged_N[first : last + 1])
+        if len(inside):
+            start = first + int(inside[0])
+            mode = str(modes.iloc[first]) if modes is not None else None
+            grace = int(time_us[before] if before < first else time_us[start])
+            machine = int(recording.rows.machine[first])
+            events.append(Event(str(ids[first]), machine, int(time_us[start]), int(time_us[last]), grace, mode))
+    return events
+
+
+def judge_fold(
+    recording: Recording,
+    fold: Fold,
+    params: Params,
+    time: str,
+    events: Sequence[Event] | None = None,
+    thresholds: Mapping[str, float] | None = None,
+) -> Judgement:
+    """Judge the test rows of a fold."""
+    rows, healthy = fold.test.rows, fold.calibration.healthy
+    judged = np.zeros(len(recording.rows), bool)
+    judged[np.isin(recording.rows.status["row"].to_numpy(), rows.status["row"].to_numpy())] = True
+    calibration = JudgedRows(
+        healthy.rows.machine, healthy.rows.time_us, np.full(len(healthy.rows), HEALTHY, np.int8), healthy.scores
+    )
+    return judge(
+        JudgedRows(rows.machine, rows.time_us, fold.label, fold.test.scores),
+        calibration,
+        events_of(recording, judged) if events is None else events,
+        recording.rows.machines,
+        fold.calibration.policy,
+        release_detector=params.release.detector,
+        evaluate=params.evaluate,
+        calibrate=params.calibrate,
+        calendar=time != "relative",
+        thresholds=thresholds,
+        seed=params.seed,
+    )
+
+
+def across_machines(recording: Recording, request: BacktestRequest, params: Params, say: Any) -> tuple[Judgement, Fold]:
+    """Leave each machine out in turn: the others train and calibrate, it alone is judged.
+
+    Scores of different folds meet in units of their own fold's threshold, found on that fold's calibration rows, so
+    that one ranking and one table hold them all.
+    """
+    if request.test_query is None:
+        raise UserError(
+            "--across-machines: got no --test-query, expected which rows of the left-out machine are judged."
+        )
+    trains = select(recording, request.train_query, "--train-query")
+    tests = select(recording, request.test_query, "--test-query")
+    folds = []
+    for machine, name in enumerate(recording.rows.machines):
+        mine = recording.rows.machine == machine
+        if not (tests & mine).any():
+            continue
+        say(f"left out: {name}")
+        role = fold_roles(recording, request, trains & ~mine, tests & mine)
+        folds.append(_in_threshold_units(run_fold(recording, role, params, say), params))
+    if len(folds) < 2:
+        raise ContractError.of("machines", got=len(folds), expected="at least two", where=request.source)
+    merged = _merge(folds)
+    thresholds = dict.fromkeys(params.detectors, 1.0)
+    judgement = judge_fold(recording, merged, params, request.time, thresholds=thresholds)
+    judgement.figures["budget"]["rule"] = "few"
+    judgement.figures["per_machine"] = per_machine_auroc(merged)
+    judgement.figures["notes"].append(
+        f"{len(folds)} folds, each machine judged by models that never saw its training rows; scores in units of the "
+        "fold's own threshold (one false episode on its calibration rows)."
+    )
+    return judgement, merged
+
+
+def fold_roles(recording: Recording, request: BacktestRequest, trains: BoolN, tests: BoolN) -> np.ndarray:
+    """Roles when some machines train and another is judged."""
+    baseline = select(recording, request.baseline_query, "--baseline-query")
+    healthy = recording.label == HEALTHY
+    role = np.full(len(recording.rows), str(Role.NONE), dtype=object)
+    role[tests & ~baseline] = str(Role.TEST)
+    role[baseline & healthy] = str(Role.BASELINE)
+    fits = trains & healthy & ~baseline
+    if not fits.any():
+        raise ContractError.of(
+            "training rows", got="no healthy row", expected="rows with label 0", where="--train-query"
+        )
+    for machine in np.unique(recording.rows.machine[fits]):
+        _cut(role, np.flatnonzero(fits & (recording.rows.machine == machine)))
+    return role
+
+
+def _in_threshold_units(fold: Fold, params: Params) -> Fold:
+    from pipeline.alerts import Timeline
+
+    healthy = fold.calibration.healthy
+    line = Timeline.of(healthy.rows.machine, healthy.rows.time_us, fold.calibration.policy)
+    scale = {name: max(budget_threshold(healthy.scores[name], line, 1.0), 1e-12) for name in params.detectors}
+    calibrated = replace(healthy, scores={name: values / scale[name] for name, values in healthy.scores.items()})
+    tested = replace(fold.test, scores={name: values / scale[name] for name, values in fold.test.scores.items()})
+    return replace(fold, calibration=replace(fold.calibration, healthy=calibrated), test=tested)
+
+
+def _merge(folds: Sequence[Fold]) -> Fold:
+    """All folds' test rows, and all folds' calibration rows, as if they were one fold's."""
+    first = folds[0]
+    healthy = _concatenate([fold.calibration.healthy for fold in folds])
+    test = _concatenate([fold.test for fold in folds])
+    label = np.concatenate([fold.label for fold in folds])
+    calibration = replace(first.calibration, healthy=healthy)
+    return Fold(first.detectors, first.histories, calibration, test, label, first.counts)
+
+
+def _concatenate(parts: Sequence[Scored]) -> Scored:
+    rows = [part.rows for part in parts]
+    joined = Rows(
+        np.concatenate([part.spectra for part in rows]),
+        np.concatenate([part.machine for part in rows]),
+        rows[0].machines,
+        np.concatenate([part.epoch for part in rows]),
+        np.concatenate([part.time_us for part in rows]),
+        pa.concat_tables([part.status for part in rows]),
+    )
+    names = list(parts[0].raw)
+    return Scored(
+        joined,
+        {name: np.concatenate([part.scores[name] for part in parts]) for name in names},
+        {name: np.concatenate([part.raw[name] for part in parts]) for name in names},
+        np.concatenate([part.own_baseline for part in parts]),
+    )
+
+
+def per_machine_auroc(fold: Fold) -> dict[str, dict[str, float | None]]:
+    """AUROC within each machine, per detector."""
+    from sklearn.metrics import roc_auc_score
+
+    found: dict[str, dict[str, float | None]] = {}
+    for machine in np.unique(fold.test.rows.machine):
+        mine = (fold.test.rows.machine == machine) & (fold.label != UNKNOWN)
+        both = len(np.unique(fold.label[mine])) == 2
+        found[fold.test.rows.machines[machine]] = {
+            name: round(float(roc_auc_score(fold.label[mine], values[mine])), 6) if both else None
+            for name, values in fold.test.scores.items()
+        }
+    return found
+
+
+def write_backtest(out: Path, recording: Recording, judgement: Judgement, fold: Fold, params: Params) -> None:
+    """metrics.json, report.html, the detectors, and what the report draws; the folder appears whole or not at all."""
+    calibration = fold.calibration.to_json()
+    scores = scores_table(fold.test)
+    examples = reconstructions(fold.detectors[params.release.detector], fold.test, judgement, recording.fleet)
+    data = ReportData(
+        evaluation=judgement.figures,
+        title=f"{params.report.title} backtest",
+        release_detector=params.release.detector,
+        fleet=recording.fleet.model_dump(mode="json"),
+        source=str(judgement.figures["dataset"]["source"]),
+        calibration=calibration,
+        histories=fold.histories,
+        scores=scores,
+        events=judgement.events,
+        episodes=judgement.episodes,
+        roc=judgement.roc,
+        reconstructions=examples,
+        params=params.model_dump(mode="json", by_alias=True, include={"seed", "train", "calibrate", "evaluate"}),
+        max_failures=params.report.max_failures,
+        notes=list(judgement.figures["notes"]),
+    )
+    page = render_report(data)
+    with atomic_folder(out) as folder:
+        write_json(folder / "metrics.json", judgement.figures)
+        write_text(folder / "report.html", page)
+        write_evaluation(folder / "evaluation", judgement, scores, examples)
+        write_json(folder / "calibration.json", calibration)
+        for name, detector in fold.detectors.items():
+            (folder / "models" / name).mkdir(parents=True)
+            detector.save(folder / "models" / name)
+            write_history(folder / "models" / name, fold.histories[name])

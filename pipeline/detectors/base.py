@@ -1,0 +1,197 @@
+"""What every detector is: fitted on healthy rows, it scores and explains rows, and is saved as weights and JSON.
+
+Score contract: float64 of shape (N,), higher is more anomalous, alarm when `score > threshold`. A row's score does not
+depend on its neighbours: rows are scored in padded batches of one fixed size, so that service and evaluation agree to
+the bit.
+
+Shape legend: N rows, B rows of a batch, F bins, G = F + 1 features (bins and energy), L latent.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from pipeline.detectors.baseline import BaselineTable, Tables, baselines_from
+from pipeline.errors import ContractError, ReleaseError
+from pipeline.schema import FloatN, FloatNF
+from pipeline.store import read_json, write_json, write_text
+
+WEIGHTS = "weights.safetensors"
+MANIFEST = "manifest.json"
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Healthy rows that fit a detector, and later ones of the same machines that say when to stop.
+
+    `code` and `validation_code` are rows of the baseline table.
+    """
+
+    spectra: FloatNF
+    code: npt.NDArray[np.int32]
+    validation: FloatNF
+    validation_code: npt.NDArray[np.int32]
+
+
+@dataclass
+class Fitting:
+    """How to fit: seed, device, and where progress is told."""
+
+    seed: int
+    device: torch.device
+    say: Callable[[str], None] = field(default=lambda _line: None)
+
+
+class Detector(ABC):
+    """One detector with the machine baselines that its input needs.
+
+    Args:
+        baselines: fitted on the same training rows.
+        batch_rows: size of the padded batch in which rows are scored.
+        device: where scores are computed.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, baselines: BaselineTable, batch_rows: int = 4096, device: torch.device | None = None) -> None:
+        self.baselines, self.batch_rows = baselines, batch_rows
+        self.device = device or torch.device("cpu")
+        self._tables: Tables = baselines.tables(self.device)
+
+    @abstractmethod
+    def fit(self, rows: TrainingRows, fitting: Fitting) -> dict[str, Any]:
+        """Fit on healthy rows; returns the history (epochs, warnings) for the report."""
+
+    @abstractmethod
+    def score_batch(self, spectra_BF: torch.Tensor, relative_BG: torch.Tensor) -> torch.Tensor:
+        """Scores (B,) of one batch."""
+
+    @abstractmethod
+    def explain_batch(self, spectra_BF: torch.Tensor, relative_BG: torch.Tensor) -> torch.Tensor:
+        """Each bin's share (B, F) of the score; the shares of a row sum to its score."""
+
+    @abstractmethod
+    def arrays(self) -> Arrays:
+        """Everything fitted, as arrays."""
+
+    @abstractmethod
+    def restore(self, arrays: Arrays, settings: dict[str, Any]) -> None:
+        """The inverse of `arrays` and `settings`."""
+
+    def settings(self) -> dict[str, Any]:
+        """What is fitted but no array."""
+        return {}
+
+    def score(self, spectra_NF: FloatNF, code_N: npt.NDArray[np.int32]) -> FloatN:
+        """Score rows: float64 (N,), higher is more anomalous.
+
+        Args:
+            spectra_NF: magnitudes (N, F) in the sensor's unit, finite.
+            code_N: rows of the baseline table, from `baselines.codes`.
+
+        Raises:
+            ContractError: another number of bins than the detector was fitted on.
+        """
+        return self._in_batches(self.score_batch, spectra_NF, code_N, ())
+
+    def explain(self, spectra_NF: FloatNF, code_N: npt.NDArray[np.int32]) -> FloatN:
+        """Each bin's share of the score: float64 (N, F), rows sum to the score."""
+        return self._in_batches(self.explain_batch, spectra_NF, code_N, (self.baselines.bins,))
+
+    def relative(self, spectra_NF: FloatNF, code_N: npt.NDArray[np.int32]) -> torch.Tensor:
+        """(N, G) features relative to the baseline, on the device, for fitting."""
+        relative = torch.empty((len(spectra_NF), self.baselines.bins + 1), device=self.device)
+        for begin in range(0, len(spectra_NF), 65_536):
+            part = slice(begin, begin + 65_536)
+            spectra = torch.tensor(spectra_NF[part], device=self.device)
+            codes = torch.tensor(code_N[part], device=self.device, dtype=torch.long)
+            relative[part] = self.baselines.relative(spectra, codes, self._tables)
+        return relative
+
+    def save(self, folder: Path) -> None:
+        """Write weights.safetensors and manifest.json into an existing folder."""
+        arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
+        arrays["baseline.location"], arrays["baseline.scale"] = self.baselines.location, self.baselines.scale
+        manifest = {
+            "detector": self.name,
+            "bins": self.baselines.bins,
+            "batch_rows": self.batch_rows,
+            "precision": "float32",
+            "baselines": self.baselines.to_json(),
+            "settings": self.settings(),
+        }
+        # one metadata key: with several, their order and so the bytes differ from run to run
+        save_file(arrays, folder / WEIGHTS, metadata={"hearken": json.dumps({"detector": self.name})})
+        write_json(folder / MANIFEST, manifest)
+
+    @torch.inference_mode()
+    def _in_batches(
+        self,
+        compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        spectra_NF: FloatNF,
+        code_N: npt.NDArray[np.int32],
+        trailing: tuple[int, ...],
+    ) -> FloatN:
+        if spectra_NF.ndim != 2 or spectra_NF.shape[1] != self.baselines.bins:
+            got, expected = spectra_NF.shape, f"(N, {self.baselines.bins})"
+            raise ContractError.of("shape of spectra", got=got, expected=expected, where=f"detector {self.name}")
+        out = np.empty((len(spectra_NF), *trailing), np.float64)
+        batch = torch.ones((self.batch_rows, self.baselines.bins))
+        codes = torch.zeros(self.batch_rows, dtype=torch.long)
+        for begin in range(0, len(spectra_NF), self.batch_rows):
+            part = spectra_NF[begin : begin + self.batch_rows]
+            batch[len(part) :], codes[len(part) :] = 1.0, 0
+            batch.numpy()[: len(part)] = part
+            codes.numpy()[: len(part)] = code_N[begin : begin + self.batch_rows]
+            spectra, on_device = batch.to(self.device), codes.to(self.device)
+            relative = self.baselines.relative(spectra, on_device, self._tables)
+            out[begin : begin + len(part)] = compute(spectra, relative)[: len(part)].double().cpu().numpy()
+        return out
+
+
+def load_arrays(folder: Path) -> tuple[dict[str, Any], Arrays]:
+    """Manifest and arrays of a saved detector.
+
+    Raises:
+        ReleaseError: files missing or damaged.
+    """
+    try:
+        manifest = read_json(folder / MANIFEST)
+        with safe_open(folder / WEIGHTS, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (ContractError, OSError, ValueError) as error:
+        raise ReleaseError(f"detector: got {error}, expected {WEIGHTS} and {MANIFEST}, in {folder}.") from None
+    except Exception as error:  # safetensors raises its own type, which is no subclass of ValueError
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ReleaseError(f"detector: got damaged weights ({error}), expected safetensors, in {folder}.") from None
+    return manifest, arrays
+
+
+def restore_detector(kind: type[Detector], folder: Path, device: torch.device | None = None) -> Detector:
+    """Load a saved detector of a known class."""
+    manifest, arrays = load_arrays(folder)
+    location, scale = arrays.pop("baseline.location"), arrays.pop("baseline.scale")
+    baselines = baselines_from(manifest["baselines"], location, scale)
+    detector = kind(baselines, int(manifest["batch_rows"]), device)
+    detector.restore(arrays, manifest["settings"])
+    return detector
+
+
+def write_history(folder: Path, history: dict[str, Any]) -> None:
+    """history.json (all), and curve.json: one object per epoch, the form that `dvc plots` reads."""
+    write_json(folder / "history.json", history)
+    rows: Sequence[dict[str, Any]] = history.get("epochs", [])
+    write_text(folder / "curve.json", json.dumps(list(rows), indent=1) + "\n")

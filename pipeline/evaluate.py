@@ -1,0 +1,218 @@
+"""Stage `evaluate`: one table of every detector on rows and failures that fitted and tuned nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.alerts import AlertPolicy
+from pipeline.calibrate import Scored, load_calibration, load_detectors, score_rows, scores_table
+from pipeline.detectors import Detector, NeuralDetector
+from pipeline.errors import ContractError, run_reporting_errors
+from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, judge
+from pipeline.params import Params, load_params
+from pipeline.rows import Rows, has_role, load_rows
+from pipeline.schema import (
+    FAILURE_SCHEMA,
+    MICROSECONDS_PER_HOUR,
+    TRUTH_SCHEMA,
+    BoolN,
+    FleetSpec,
+    Label,
+    Role,
+    codes_and_names,
+    load_fleet_spec,
+    times_us,
+)
+from pipeline.store import atomic_folder, read_table, write_json, write_table
+from pipeline.train import use_threads
+
+EXAMPLES = 3
+LATE_LOG_HOURS = 72  # a log entry may follow the true end of a fault by this much and still mean it
+
+
+def label_codes(label_N: np.ndarray) -> np.ndarray:
+    """Labels of a split table as 0 healthy, 1 faulty, -1 unknown."""
+    codes = np.full(len(label_N), UNKNOWN, np.int8)
+    codes[label_N == Label.HEALTHY] = HEALTHY
+    codes[label_N == Label.FAULTY] = FAULTY
+    return codes
+
+
+def events_of(failures: pa.Table, rows: Rows, horizon_hours: float, truth: pa.Table | None) -> list[Event]:
+    """The failures that the rows can judge: their horizon, or in a simulation what of it lies after the true onset."""
+    judged = set(rows.column("failure_id")) - {""}
+    codes = {machine: code for code, machine in enumerate(rows.machines)}
+    events = []
+    for failure, time_us in zip(failures.to_pylist(), times_us(failures["time"]), strict=True):
+        if failure["failure_id"] not in judged or failure["machine_id"] not in codes:
+            continue
+        start = int(time_us) - int(horizon_hours * MICROSECONDS_PER_HOUR)
+        onset = _onset(failure["machine_id"], start, int(time_us), truth)
+        start = start if onset is None else max(start, onset)
+        machine, mode = codes[failure["machine_id"]], failure["failure_mode"]
+        events.append(Event(failure["failure_id"], machine, start, int(time_us), start, mode))
+    return events
+
+
+def _onset(machine: str, start: int, end: int, truth: pa.Table | None) -> int | None:
+    if truth is None:
+        return None
+    onsets, ends = times_us(truth["onset"]), times_us(truth["end"])
+    mine = np.array(truth["machine_id"].to_pylist()) == machine
+    slack = LATE_LOG_HOURS * MICROSECONDS_PER_HOUR
+    near = np.flatnonzero(mine & (onsets < end) & (ends > start - slack))
+    return int(onsets[near[-1]]) if len(near) else None
+
+
+def truly_faulty(rows: Rows, truth: pa.Table) -> BoolN:
+    """Rows that a simulation knows to be faulty, whatever its log says."""
+    faulty = np.zeros(len(rows), bool)
+    codes = {machine: code for code, machine in enumerate(rows.machines)}
+    spans = zip(truth["machine_id"].to_pylist(), times_us(truth["onset"]), times_us(truth["end"]), strict=True)
+    for machine, onset, end in spans:
+        if machine in codes:
+            faulty |= (rows.machine == codes[machine]) & (rows.time_us >= onset) & (rows.time_us <= end)
+    return faulty
+
+
+def judged_rows(scored: Scored, label_N: np.ndarray, keep_N: BoolN) -> JudgedRows:
+    """What `judge` wants, of the rows to keep."""
+    scores = {name: values[keep_N] for name, values in scored.scores.items()}
+    return JudgedRows(scored.rows.machine[keep_N], scored.rows.time_us[keep_N], label_N[keep_N], scores)
+
+
+def load_judged(root: Path, name: str) -> tuple[JudgedRows, list[str]]:
+    """Rows with scores as `calibrate` wrote them: all healthy."""
+    table = read_table(root / f"data/{name}/scores.parquet")
+    machine, machines = codes_and_names(table["machine_id"])
+    scores = {
+        column.removeprefix("score_"): table[column].to_numpy()
+        for column in table.column_names
+        if column.startswith("score_")
+    }
+    label = np.full(table.num_rows, HEALTHY, np.int8)
+    return JudgedRows(machine, times_us(table["timestamp"]), label, scores), machines
+
+
+def evaluate(
+    scored: Scored,
+    calibration: JudgedRows,
+    failures: pa.Table,
+    truth: pa.Table | None,
+    policy: AlertPolicy,
+    params: Params,
+    fleet: FleetSpec,
+) -> Judgement:
+    """Judge scored test rows of a build; see `judge`.
+
+    In a simulation rows that are truly faulty without a failure in the log are set aside: they are neither.
+    """
+    rows = scored.rows
+    events = events_of(failures, rows, params.split.horizon_hours, truth)
+    label_N = label_codes(rows.column("label"))
+    keep = np.ones(len(rows), bool)
+    if truth is not None:
+        faulty = truly_faulty(rows, truth)
+        keep = ~(faulty & (label_N != FAULTY))
+        label_N = np.where((label_N == FAULTY) & ~faulty, UNKNOWN, label_N).astype(np.int8)
+    return judge(
+        judged_rows(scored, label_N, keep),
+        calibration,
+        events,
+        rows.machines,
+        policy,
+        release_detector=params.release.detector,
+        evaluate=params.evaluate,
+        calibrate=params.calibrate,
+        calendar=fleet.time == "absolute",
+        seed=params.seed,
+    )
+
+
+def reconstructions(detector: Detector, scored: Scored, judgement: Judgement, fleet: FleetSpec) -> list[dict[str, Any]]:
+    """A few healthy spectra and a few at the first row of an alert that caught a failure, beside what the model makes."""
+    if not isinstance(detector, NeuralDetector):
+        return []
+    rows, values = scored.rows, scored.scores[detector.name]
+    healthy = np.flatnonzero(rows.column("label") == Label.HEALTHY)
+    picked: list[tuple[int, str]] = []
+    if len(healthy):
+        ranked = healthy[np.argsort(values[healthy], kind="stable")]
+        picked += [(int(ranked[int(len(ranked) * share)]), "healthy") for share in (0.1, 0.5, 0.9)]
+    codes = {machine: code for code, machine in enumerate(rows.machines)}
+    for episode in [item for item in judgement.episodes if item["kind"] == "caught"][:EXAMPLES]:
+        opened = np.datetime64(episode["start"].removesuffix("Z"), "us").astype(np.int64)
+        mine = np.flatnonzero((rows.machine == codes[episode["machine_id"]]) & (rows.time_us >= opened))
+        if len(mine):
+            picked.append((int(mine[np.argmin(rows.time_us[mine])]), "alert"))
+    if not picked:
+        return []
+    index = np.array([position for position, _ in picked])
+    code = detector.baselines.codes(rows.machines, rows.machine[index], rows.epoch[index])
+    original, rebuilt = detector.reconstruct(rows.spectra[index], code)
+    share = detector.explain(rows.spectra[index], code)
+    share /= share.sum(1, keepdims=True)
+    bands = [fleet.band_name(index) for index in range(fleet.bins)]
+    return [
+        {
+            "machine_id": rows.machines[rows.machine[position]],
+            "timestamp": str(np.datetime64(int(rows.time_us[position]), "us").astype("datetime64[s]")) + "Z",
+            "kind": kind,
+            "bands": bands,
+            "original": np.round(original[item].astype(float), 4).tolist(),
+            "reconstruction": np.round(rebuilt[item].astype(float), 4).tolist(),
+            "share": np.round(share[item], 5).tolist(),
+        }
+        for item, (position, kind) in enumerate(picked)
+    ]
+
+
+def write_evaluation(folder: Path, judgement: Judgement, scores: pa.Table, examples: list[dict[str, Any]]) -> None:
+    """Everything that a report draws, into an existing folder."""
+    write_table(folder / "scores.parquet", scores)
+    write_json(folder / "events.json", judgement.events)
+    write_json(folder / "episodes.json", judgement.episodes)
+    write_json(folder / "plots/roc.json", judgement.roc)
+    write_json(folder / "reconstructions.json", examples)
+
+
+def read_truth(data_set: Path, wanted: bool) -> pa.Table | None:
+    """What a simulation knows, where there is one; only this stage reads it."""
+    path = data_set / "truth.parquet"
+    return read_table(path, schema=TRUTH_SCHEMA) if wanted and path.exists() else None
+
+
+def main() -> None:
+    """Command line of the stage."""
+    params, root = load_params(), Path()
+    use_threads(params.train.threads)
+    raw, fleet = root / "data/raw", load_fleet_spec(root / "data/raw/fleet.yaml")
+    split = read_table(root / "data/status/split.parquet")
+    selected = has_role(split, Role.TEST)
+    if not selected.any():
+        raise ContractError.of("test rows", got=0, expected="rows after calibration", where="role test")
+    rows = load_rows(raw, split, selected, fleet.bins)
+    detectors = load_detectors(root, params.detectors, params.train.device)
+    tables, calibrated = load_calibration(root / "data/calibration", params.detectors)
+    print(f"progress evaluate: {len(rows):,} test rows", flush=True)
+    scored = score_rows(detectors, rows, tables)
+    calibration, _ = load_judged(root, "calibration")
+    failures = read_table(raw / "failures.parquet", schema=FAILURE_SCHEMA)
+    truth = read_truth(raw, params.evaluate.use_truth)
+    judgement = evaluate(
+        scored, calibration, failures, truth, AlertPolicy.from_json(calibrated["policy"]), params, fleet
+    )
+    judgement.figures["notes"] += calibrated["notes"]
+    with atomic_folder(root / "data/evaluation") as folder:
+        release_detector = detectors[params.release.detector]
+        examples = reconstructions(release_detector, scored, judgement, fleet)
+        write_evaluation(folder, judgement, scores_table(scored), examples)
+    write_json(root / "metrics/evaluation.json", judgement.figures)
+
+
+if __name__ == "__main__":
+    run_reporting_errors(main)

@@ -1,0 +1,93 @@
+"""The first, simple gate: a challenger enters service when it is not worse than the champion on the same later rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.alerts import Timeline
+from pipeline.detectors.baseline import FLEET
+from pipeline.errors import ContractError
+from pipeline.evaluate import events_of, label_codes
+from pipeline.judge import FAULTY, Event, outcome_at
+from pipeline.release import Release
+from pipeline.rows import Rows, has_role, load_rows
+from pipeline.schema import FAILURE_SCHEMA, MAINTENANCE_SCHEMA, Role
+from pipeline.store import read_table
+from pipeline.train import use_threads
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """Whether the challenger enters service, why, and each side's figures on the same rows."""
+
+    accepted: bool
+    reason: str
+    champion: dict[str, Any]
+    challenger: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def compare_releases(
+    champion: Release, challenger: Release, data_raw: Path, status_split: Path, max_rate_ratio: float = 1.0
+) -> GateDecision:
+    """Judge both on the challenger's test rows: later than its calibration, seen by neither.
+
+    The challenger is accepted when it catches no failure less and its share of healthy rows above the page threshold
+    and its false page episodes are at most `max_rate_ratio` times the champion's.
+
+    Raises:
+        ContractError: there is no test row.
+    """
+    split = read_table(status_split)
+    selected = has_role(split, Role.TEST)
+    if not selected.any():
+        raise ContractError.of("test rows", got=0, expected="rows after calibration", where=status_split)
+    rows = load_rows(data_raw, split, selected, int(challenger.manifest["bins"]))
+    failures = read_table(data_raw / "failures.parquet", schema=FAILURE_SCHEMA)
+    horizon = float(challenger.manifest["params"]["split"]["horizon_hours"])
+    events = events_of(failures, rows, horizon, None)
+    maintenance = read_table(data_raw / "maintenance.parquet", schema=MAINTENANCE_SCHEMA)
+    sides = []
+    for release in (champion, challenger):
+        epochs = release.epochs_with(maintenance).of_rows(rows.machine, rows.time_us, rows.machines)
+        sides.append(figures_of(release, rows, epochs, events))
+    old, new = sides
+    reasons = []
+    if new["events_caught"] < old["events_caught"]:
+        reasons.append(f"it catches {new['events_caught']} failures, the champion {old['events_caught']}")
+    for key, what in (
+        ("false_positive_rate", "share of healthy rows above its page threshold"),
+        ("false_episodes", "false pages"),
+    ):
+        if new[key] > max_rate_ratio * old[key]:
+            reasons.append(f"its {what} is {new[key]:g}, the champion's {old[key]:g}")
+    accepted = not reasons
+    reason = "not worse than the champion on the same later rows" if accepted else "; ".join(reasons)
+    return GateDecision(accepted, reason, old, new)
+
+
+def figures_of(release: Release, rows: Rows, epoch_N: np.ndarray, events: list[Event]) -> dict[str, Any]:
+    """What a release's page tier does on rows: failures caught, false pages, share of healthy rows above."""
+    use_threads(int(release.manifest["threads"]))
+    detector, tail = release.detectors[release.detector], release.tails[release.detector]
+    code = detector.baselines.codes(rows.machines, rows.machine, epoch_N)
+    comparable = tail.comparable(detector.score(rows.spectra, code), code != FLEET)
+    exceeds = comparable > release.threshold("page")
+    line = Timeline.of(rows.machine, rows.time_us, release.policy)
+    outcome = outcome_at(exceeds, line, events)
+    healthy = label_codes(rows.column("label")) != FAULTY
+    return {
+        "release": release.id,
+        "rows": len(rows),
+        "events": len(events),
+        "events_caught": len(outcome.caught),
+        "false_episodes": outcome.false_episodes,
+        "false_positive_rate": float(exceeds[healthy].mean()) if healthy.any() else 0.0,
+    }

@@ -1,0 +1,226 @@
+"""The maintenance log of a data set: read and checked, or made from a label column; and its failures, known for ever.
+
+A log is a table of MAINTENANCE_SCHEMA; a failure keeps its id and its role (tune or test) from when it was first seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.clock import Clock, is_text
+from pipeline.errors import ContractError
+from pipeline.schema import FAILURE_SCHEMA, MAINTENANCE_SCHEMA, MICROSECONDS_PER_HOUR, IntN, Role, Tag, time_column
+from pipeline.store import open_parquet
+
+REQUIRED = ("machine_id", "start", "end", "tag")
+KNOWN_TAGS = tuple(tag.value for tag in Tag)
+UNKNOWN, HEALTHY, FAULTY = -1, 0, 1
+
+
+def read_maintenance(path: Path, clock: Clock) -> pa.Table:
+    """Read a log from Parquet or CSV, sorted by start; times without a zone are the clock's.
+
+    Raises:
+        ContractError: a column or value is missing, a tag is unknown, or an entry ends before it starts; with the line.
+    """
+    csv = path.suffix == ".csv"
+    table = _read_csv(path) if csv else _read_parquet(path)
+    missing = [name for name in REQUIRED if name not in table.column_names]
+    if missing:
+        raise ContractError.of("columns", got=f"no {', '.join(missing)}", expected=", ".join(REQUIRED), where=path)
+
+    lines = np.flatnonzero(np.any([np.asarray(column.is_valid()) for column in table.columns], axis=0))
+    table = table.take(lines)  # blank lines say nothing
+
+    def place(row: int) -> str:
+        return f"{path}, {f'line {lines[row] + 2}' if csv else f'row {lines[row]}'}"
+
+    for name in REQUIRED:
+        empty = np.asarray(table[name].is_null())
+        if empty.any():
+            row = int(np.flatnonzero(empty)[0])
+            raise ContractError.of(name, got="nothing", expected="a value", where=place(row))
+    tags = table["tag"].cast(pa.string()).to_pandas()
+    unknown = np.flatnonzero(~tags.isin(KNOWN_TAGS).to_numpy())
+    if len(unknown):
+        row = int(unknown[0])
+        raise ContractError.of("tag", got=repr(tags.iloc[row]), expected=f"one of {KNOWN_TAGS}", where=place(row))
+    start_us, end_us = clock.to_utc_us(table["start"], path), clock.to_utc_us(table["end"], path)
+    backward = np.flatnonzero(end_us < start_us)
+    if len(backward):
+        raise ContractError.of("end", got="a time before start", expected="start <= end", where=place(int(backward[0])))
+    columns = {
+        "machine_id": table["machine_id"].cast(pa.string()),
+        "start": time_column(start_us),
+        "end": time_column(end_us),
+        "tag": table["tag"].cast(pa.string()),
+    }
+    for name in ("failure_mode", "note"):
+        known = name in table.column_names and not pa.types.is_null(table[name].type)
+        columns[name] = table[name].cast(pa.string()) if known else pa.nulls(table.num_rows, pa.string())
+    return sorted_log(pa.table(columns, schema=MAINTENANCE_SCHEMA))
+
+
+def sorted_log(table: pa.Table) -> pa.Table:
+    """A log by start, machine, and tag, so that equal logs have equal bytes."""
+    return table.sort_by(
+        [("start", "ascending"), ("machine_id", "ascending"), ("end", "ascending"), ("tag", "ascending")]
+    )
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        return open_parquet(path).read()
+    except (pa.ArrowException, OSError) as error:
+        got = str(error).splitlines()[0]
+        raise ContractError.of("maintenance", got=got, expected="a whole Parquet file", where=path) from None
+
+
+def _read_csv(path: Path) -> pa.Table:
+    try:
+        frame = pd.read_csv(
+            path, dtype=str, keep_default_na=False, na_values=[""], skip_blank_lines=False, encoding="utf-8-sig"
+        )
+    except (OSError, ValueError) as error:  # ValueError: what pandas raises for text that is no CSV
+        got = str(error).splitlines()[0]
+        raise ContractError.of("maintenance", got=got, expected="a CSV file", where=path) from None
+    names = [str(name).strip() for name in frame.columns]
+    arrays = [pa.array(frame.iloc[:, index], pa.string()) for index in range(len(names))]
+    return pa.Table.from_arrays(arrays, names)
+
+
+def log_from_labels(
+    machine_N: npt.NDArray[np.int32],
+    names: list[str],
+    time_us_N: IntN,
+    label_N: npt.NDArray[np.int8],
+    mode_N: npt.NDArray[np.int32] | None = None,
+    modes: list[str] | None = None,
+) -> pa.Table:
+    """A log from a label per row: 1 faulty, 0 healthy, -1 unknown.
+
+    In the order of machine and time, each run of 1 becomes a failure at its last row (what the fault led to, the labels
+    do not say), each run of 0 an interval tagged healthy; -1 gives nothing.
+
+    >>> times, machine = np.arange(4), np.zeros(4, np.int32)
+    >>> log_from_labels(machine, ["a"], times, np.array([0, 0, 1, -1], np.int8))["tag"].to_pylist()
+    ['healthy', 'failure']
+    """
+    rank = np.argsort(np.argsort(names)) if names else np.empty(0, np.int64)
+    order = np.lexsort((time_us_N, rank[machine_N]))
+    machine, time_us, label = machine_N[order], time_us_N[order], label_N[order]
+    changed = (machine[1:] != machine[:-1]) | (label[1:] != label[:-1])
+    first = np.flatnonzero(np.r_[len(label) > 0, changed])
+    last = np.r_[first[1:], len(label)] - 1 if len(first) else first
+    known = label[first] != UNKNOWN
+    first, last = np.asarray(first[known]), np.asarray(last[known])
+    failed = label[first] == FAULTY
+    mode: npt.NDArray[np.object_] = np.full(len(first), None, object)
+    if mode_N is not None and modes:
+        codes = mode_N[order][last]
+        named = failed & (codes >= 0)
+        mode[named] = np.array(modes, object)[codes[named]]
+    columns = [
+        pa.array(np.array(names, object)[machine[first]], pa.string()),
+        time_column(np.where(failed, time_us[last], time_us[first])),
+        time_column(time_us[last]),
+        pa.array(np.where(failed, Tag.FAILURE.value, Tag.HEALTHY.value), pa.string()),
+        pa.array(mode, pa.string()),
+        pa.array(["from labels"] * len(first), pa.string()),
+    ]
+    return sorted_log(pa.Table.from_arrays(columns, schema=MAINTENANCE_SCHEMA))
+
+
+def checked_labels(column: pa.ChunkedArray, name: str, where: object) -> npt.NDArray[np.int8]:
+    """Labels as int8; null is unknown.
+
+    Raises:
+        ContractError: another value than 1, 0 and -1.
+    """
+    if is_text(column.type) or pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        raise ContractError.of(f"type of {name}", got=column.type, expected="numbers 1, 0, -1", where=where)
+    values = np.nan_to_num(column.cast(pa.float64()).to_numpy(), nan=UNKNOWN)
+    wrong = values[~np.isin(values, (UNKNOWN, HEALTHY, FAULTY))]
+    if len(wrong):
+        raise ContractError.of(name, got=wrong[0], expected="1 faulty, 0 healthy, -1 unknown", where=where)
+    return np.asarray(values, dtype=np.int8)
+
+
+def share_of(text: str) -> float:
+    """A number from 0 to 1 that belongs to a text for ever.
+
+    >>> 0 <= share_of("machine-000") < 1
+    True
+    """
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def failures_of(
+    log: pa.Table, stored: pa.Table | None, *, horizon_hours: float, tune_share: float, unseen_share: float = 0.0
+) -> pa.Table:
+    """The failures of a log with their ids and roles (FAILURE_SCHEMA), by time.
+
+    A failure within the horizon of a stored one of its machine is that failure: it keeps id and role, though its time
+    was corrected. Machines held out by the hash of their name are always tested. Entries of one machine at one time are
+    one failure.
+    """
+    stored_rows = stored.to_pylist() if stored is not None else []
+    wanted: dict[tuple[str, pd.Timestamp], dict[str, object]] = {}
+    for entry in log.to_pylist():
+        if entry["tag"] == Tag.FAILURE.value:
+            known = wanted.setdefault((entry["machine_id"], entry["start"]), entry)
+            if entry["end"] > known["end"]:
+                wanted[entry["machine_id"], entry["start"]] = entry
+    pairs = sorted(
+        (abs(time - old["time"]), key, index)
+        for index, old in enumerate(stored_rows)
+        for key in wanted
+        for machine, time in [key]
+        if machine == old["machine_id"] and abs(time - old["time"]).total_seconds() <= horizon_hours * 3600
+    )
+    kept: dict[tuple[str, pd.Timestamp], dict[str, object]] = {}
+    used: set[int] = set()
+    for _, key, index in pairs:  # nearest first; each stored failure is one failure of the log
+        if key not in kept and index not in used:
+            kept[key] = stored_rows[index]
+            used.add(index)
+    rows = []
+    taken = {str(old["failure_id"]) for old in kept.values()}
+    for (machine, time), entry in sorted(wanted.items(), key=lambda item: (item[0][1], item[0][0])):
+        old_row = kept.get((machine, time))
+        identity = str(old_row["failure_id"]) if old_row else _identity(machine, time, taken)
+        tune = share_of(machine) >= unseen_share and share_of(identity + "role") < tune_share
+        role = old_row["role"] if old_row else (Role.TUNE if tune else Role.TEST).value
+        rows.append({"failure_id": identity, "time": time, "role": role, **_rest(entry)})
+    return pa.Table.from_pylist(rows, schema=FAILURE_SCHEMA)
+
+
+def _identity(machine: str, time: pd.Timestamp, taken: set[str]) -> str:
+    """A new id; a failure that was moved away may have left its id's time to another."""
+    text = f"{machine}|{time.isoformat()}"
+    identity = hashlib.sha256(text.encode()).hexdigest()[:12]
+    while identity in taken:
+        text += "|again"
+        identity = hashlib.sha256(text.encode()).hexdigest()[:12]
+    taken.add(identity)
+    return identity
+
+
+def _rest(entry: dict[str, object]) -> dict[str, object]:
+    return {name: entry[name] for name in ("machine_id", "end", "failure_mode")}
+
+
+def horizons(log: pa.Table, horizon_hours: float) -> dict[str, IntN]:
+    """Per machine the intervals (K, 2) in microseconds that lead up to its failures."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    starts = log["start"].cast(pa.int64()).to_pylist()
+    for machine, start, tag in zip(log["machine_id"].to_pylist(), starts, log["tag"].to_pylist(), strict=True):
+        if tag == Tag.FAILURE.value:
+            found.setdefault(machine, []).append((start - round(horizon_hours * MICROSECONDS_PER_HOUR), start))
+    return {machine: np.array(intervals, np.int64) for machine, intervals in found.items()}

@@ -1,0 +1,66 @@
+"""The columns in which a fleet's present is compared with a release's reference: few, and relative to each machine.
+
+Sixty-four correlated bins would raise an alarm each; eight bands, the shape and the scores say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.detectors import Detector
+from pipeline.detectors.baseline import FLEET
+from pipeline.rows import Rows
+from pipeline.schema import MACHINE, FloatNF, time_column
+from pipeline.tails import TailTable
+
+BANDS = 8
+
+
+def reference_table(rows: Rows, detectors: Mapping[str, Detector], tails: Mapping[str, TailTable]) -> pa.Table:
+    """machine_id, timestamp, own_baseline, then one float column per compared quantity.
+
+    Rows of machines that the release does not know are described by the fleet's baseline, marked.
+    """
+    first = next(iter(detectors.values()))
+    code = first.baselines.codes(rows.machines, rows.machine, rows.epoch)
+    relative = first.relative(rows.spectra, code).cpu().numpy()
+    columns = shape_columns(relative, rows.spectra)
+    for name, detector in detectors.items():
+        codes = detector.baselines.codes(rows.machines, rows.machine, rows.epoch)
+        comparable = tails[name].comparable(detector.score(rows.spectra, codes), codes != FLEET)
+        columns[f"log_score_{name}"] = np.log(np.maximum(comparable, 1e-12))
+    table = pa.table(
+        {
+            "machine_id": pa.DictionaryArray.from_arrays(pa.array(rows.machine), pa.array(list(rows.machines))).cast(
+                MACHINE
+            ),
+            "timestamp": time_column(rows.time_us),
+            "own_baseline": pa.array(code != FLEET),
+        }
+    )
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values.astype(np.float64)))
+    return table
+
+
+def shape_columns(relative_NG: np.ndarray, spectra_NF: FloatNF) -> dict[str, np.ndarray]:
+    """Mean of each of eight bands and of the energy relative to the machine, centroid, and share of the top bin."""
+    bins = spectra_NF.shape[1]
+    edges = np.unique(np.linspace(0, bins, min(BANDS, bins) + 1).astype(int))
+    columns = {
+        f"band_{index + 1}": relative_NG[:, low:high].mean(1)
+        for index, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+    }
+    total = np.maximum(np.abs(spectra_NF).sum(1), 1e-30)
+    columns["energy"] = relative_NG[:, -1]
+    columns["centroid"] = np.abs(spectra_NF) @ np.arange(bins) / total
+    columns["top_share"] = np.abs(spectra_NF).max(1) / total
+    return columns
+
+
+def compared_columns(table: pa.Table) -> list[str]:
+    """Names of the compared quantities in a reference table."""
+    return [name for name in table.column_names if name not in ("machine_id", "timestamp", "own_baseline")]

@@ -1,0 +1,183 @@
+"""Stage `release`: all that scoring needs in one folder, known by the hash of its bytes.
+
+A release holds no time, commit or id of its own (its row in the registry does), so the same build gives the same id.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.alerts import AlertPolicy
+from pipeline.detectors import Detector, choose_device, load_detector
+from pipeline.detectors.base import MANIFEST, WEIGHTS
+from pipeline.epochs import EpochStarts
+from pipeline.errors import ContractError, ReleaseError, run_reporting_errors
+from pipeline.params import Params, load_params
+from pipeline.reference import reference_table
+from pipeline.rows import has_role, load_rows
+from pipeline.schema import MAINTENANCE_SCHEMA, FleetSpec, Role, load_fleet_spec, times_us
+from pipeline.store import atomic_folder, read_json, read_table, sha256_file, sha256_folder, write_json, write_table
+from pipeline.tails import TailTable
+
+ID_LENGTH = 16
+MANIFEST_PARAMS = ("seed", "detectors", "train", "calibrate", "release", "split")  # as dvc.yaml lists for this stage
+
+
+@dataclass(frozen=True)
+class Release:
+    """A loaded and checked release: detectors, tail tables, thresholds, policy, epochs."""
+
+    folder: Path
+    id: str
+    manifest: dict[str, Any]
+    detectors: Mapping[str, Detector]
+    tails: Mapping[str, TailTable]
+    calibration: dict[str, Any]
+    epochs: EpochStarts
+    fleet: FleetSpec
+
+    @property
+    def detector(self) -> str:
+        """The detector whose tiers raise alerts."""
+        return str(self.manifest["detector"])
+
+    @property
+    def policy(self) -> AlertPolicy:
+        """The alert policy."""
+        return AlertPolicy.from_json(self.calibration["policy"])
+
+    def threshold(self, tier: str) -> float:
+        """Threshold of a tier (comparable score) of the release's own detector."""
+        return float(self.calibration["detectors"][self.detector][tier]["threshold"])
+
+    def epochs_with(self, maintenance: pa.Table | None) -> EpochStarts:
+        """Epochs as the release knows them, and those that a later log adds."""
+        if maintenance is None:
+            return self.epochs
+        return self.epochs.extended_by(EpochStarts.of_log(maintenance), int(self.manifest["newest_row_us"]))
+
+
+def release_id(folder: Path) -> str:
+    """The id of a release folder: the first 16 hex digits of the hash over its names and bytes."""
+    return sha256_folder(folder)[:ID_LENGTH]
+
+
+def load_release(folder: Path | str, expected_id: str | None = None, device: str = "auto") -> Release:
+    """Load a release after checking every byte of it.
+
+    Args:
+        folder: the release.
+        expected_id: what the registry says its id is.
+        device: where scores are computed; another than at calibration changes their last bits.
+
+    Raises:
+        ReleaseError: no such folder, another id than expected, or files that differ from the manifest.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise ReleaseError(f"release: got no {MANIFEST}, expected a release folder, in {folder}.")
+    try:
+        found = release_id(folder)
+        manifest = read_json(folder / MANIFEST)
+        if expected_id is not None and found != expected_id:
+            raise ReleaseError(f"release: got bytes with the id {found}, expected {expected_id}, in {folder}.")
+        for name, digest in manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or sha256_file(path) != digest:
+                raise ReleaseError(
+                    f"release: got other bytes than its manifest says, expected {digest[:12]}…, in {path}."
+                )
+        names = tuple(manifest["members"])
+        return Release(
+            folder=folder,
+            id=found,
+            manifest=manifest,
+            detectors={name: load_detector(folder / "detectors" / name, choose_device(device)) for name in names},
+            tails={name: TailTable.load(folder / "tails" / f"{name}.safetensors") for name in names},
+            calibration=read_json(folder / "calibration.json"),
+            epochs=EpochStarts.from_json(read_json(folder / "epochs.json")),
+            fleet=load_fleet_spec(folder / "fleet.yaml"),
+        )
+    except (ContractError, KeyError, TypeError, OSError) as error:
+        raise ReleaseError(f"release: got {error}, expected a whole release, in {folder}.") from None
+
+
+def build_release(root: Path, params: Params, folder: Path) -> None:
+    """Fill an empty folder with the release of the stage outputs below `root`."""
+    raw, split = root / "data/raw", read_table(root / "data/status/split.parquet")
+    fleet = load_fleet_spec(raw / "fleet.yaml")
+    for name in params.detectors:
+        target = folder / "detectors" / name
+        target.mkdir(parents=True)
+        for part in (WEIGHTS, MANIFEST):
+            shutil.copyfile(root / "data/models" / name / part, target / part)
+        (folder / "tails").mkdir(exist_ok=True)
+        shutil.copyfile(root / f"data/calibration/{name}.safetensors", folder / f"tails/{name}.safetensors")
+    shutil.copyfile(root / "data/calibration/calibration.json", folder / "calibration.json")
+    shutil.copyfile(raw / "fleet.yaml", folder / "fleet.yaml")
+    maintenance = read_table(raw / "maintenance.parquet", schema=MAINTENANCE_SCHEMA)
+    write_json(folder / "epochs.json", EpochStarts.of_log(maintenance, params.split.changed_at).to_json())
+    detectors = {name: load_detector(folder / "detectors" / name) for name in params.detectors}
+    selected = has_role(split, Role.CALIBRATION)
+    rng = np.random.default_rng(params.seed)
+    candidates = np.flatnonzero(selected)
+    picked = np.sort(rng.permutation(candidates)[: params.release.reference_rows])
+    mask = np.zeros(len(selected), bool)
+    mask[picked] = True
+    rows = load_rows(raw, split, mask, fleet.bins)
+    tails = {name: TailTable.load(folder / f"tails/{name}.safetensors") for name in params.detectors}
+    write_table(folder / "reference.parquet", reference_table(rows, detectors, tails))
+    metrics = read_json(root / "metrics/evaluation.json")
+    write_json(folder / MANIFEST, manifest_of(root, folder, params, split, metrics))
+
+
+def manifest_of(root: Path, folder: Path, params: Params, split: pa.Table, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What made the release; nothing that changes from one identical build to the next."""
+    device = read_json(root / "data/models" / params.release.detector / "history.json").get("device", "cpu")
+    newest = int(times_us(split["timestamp"]).max())
+    inputs = {
+        "snapshot": sha256_file(root / "data/raw/snapshot.json"),
+        "split": sha256_file(root / "data/status/split.parquet"),
+        "clean": sha256_file(root / "data/status/clean.parquet"),
+    }
+    files = {
+        path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    return {
+        "format": 1,
+        "detector": params.release.detector,
+        "members": list(params.detectors),
+        "bins": load_fleet_spec(folder / "fleet.yaml").bins,
+        "provisional": params.split.changed_at is not None,
+        "changed_at": params.split.changed_at.isoformat() if params.split.changed_at else None,
+        "newest_row_us": newest,
+        "inputs": inputs,
+        "models": {name: files[f"detectors/{name}/{WEIGHTS}"] for name in params.detectors},
+        "files": files,
+        "params": params.model_dump(mode="json", include=set(MANIFEST_PARAMS)),
+        "seed": params.seed,
+        "precision": "float32",
+        "device": device,
+        "threads": params.train.threads,
+        "batch_rows": params.train.score_batch_rows,
+        "metrics": {"detectors": metrics["detectors"], "tiers": metrics["tiers"], "in_service": metrics["in_service"]},
+    }
+
+
+def main() -> None:
+    """Command line of the stage."""
+    params, root = load_params(), Path()
+    with atomic_folder(root / "data/release") as folder:
+        build_release(root, params, folder)
+    print(f"release {release_id(root / 'data/release')}", flush=True)
+
+
+if __name__ == "__main__":
+    run_reporting_errors(main)

@@ -1,0 +1,349 @@
+"""What a page is made of: sections of text, tables, charts and key figures; and how numbers read.
+
+Nothing here is HTML. Text is plain and is escaped by the template; charts are plotly's JSON with colours by name ("@accent"),
+which the page resolves to its light, dark or print palette.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+EM_DASH = "—"
+NO_REASON = "no reason was recorded"
+
+DETECTOR_LABELS = {
+    "autoencoder": "Autoencoder",
+    "vae": "Variational autoencoder",
+    "pca": "PCA",
+    "energy_zscore": "Energy z-score",
+    "squared_distance": "Squared distance",
+    "isolation_forest": "Isolation forest",
+    "ensemble": "Ensemble",
+}
+# Light and dark, one truth for the style sheet and the charts. Detector colours differ in lightness as well as in hue.
+PALETTES: dict[str, dict[str, str]] = {
+    "light": {
+        "page": "#f7f6f3",
+        "surface": "#ffffff",
+        "ink": "#1c2329",
+        "muted": "#586470",
+        "line": "#dedbd4",
+        "grid": "#eceae5",
+        "accent": "#0b6b7a",
+        "accent-soft": "#dcebed",
+        "warn": "#9a5b13",
+        "warn-soft": "#f7ecdc",
+        "healthy": "#7d8a96",
+        "healthy-soft": "rgba(125,138,150,0.22)",
+        "faulty": "#b4493a",
+        "faulty-soft": "rgba(180,73,58,0.20)",
+        "false-soft": "rgba(154,91,19,0.16)",
+        "caught-soft": "rgba(11,107,122,0.14)",
+        "d-autoencoder": "#0b6b7a",
+        "d-vae": "#6f5aa8",
+        "d-pca": "#c08a2b",
+        "d-energy_zscore": "#8b939b",
+        "d-squared_distance": "#a8503f",
+        "d-isolation_forest": "#5d8a4c",
+        "d-ensemble": "#2d3b73",
+        "d-other": "#b06a94",
+    },
+    "dark": {
+        "page": "#12161a",
+        "surface": "#1a1f24",
+        "ink": "#e4e8eb",
+        "muted": "#9eabb6",
+        "line": "#333c44",
+        "grid": "#283038",
+        "accent": "#5cbccb",
+        "accent-soft": "#1d3a40",
+        "warn": "#e0ab66",
+        "warn-soft": "#382c1a",
+        "healthy": "#8a98a5",
+        "healthy-soft": "rgba(138,152,165,0.24)",
+        "faulty": "#e58672",
+        "faulty-soft": "rgba(229,134,114,0.24)",
+        "false-soft": "rgba(224,171,102,0.20)",
+        "caught-soft": "rgba(92,188,203,0.18)",
+        "d-autoencoder": "#5cbccb",
+        "d-vae": "#ad9be0",
+        "d-pca": "#dfb866",
+        "d-energy_zscore": "#8f9aa4",
+        "d-squared_distance": "#e08c7a",
+        "d-isolation_forest": "#93c281",
+        "d-ensemble": "#8fa2ea",
+        "d-other": "#d59fc0",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plotly figure with its place, its words, and a caption that says in text what it shows."""
+
+    id: str
+    title: str
+    caption: str
+    traces: Sequence[Mapping[str, Any]]
+    layout: Mapping[str, Any]
+    height: int = 300
+    width: Literal["full", "half", "third"] = "full"
+    tag: str = ""  # a short remark beside the title, such as "caught"
+    tone: Literal["good", "bad", "plain"] = "plain"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: text, whether it is its column's best, footnote number, and a bar for a share of a whole."""
+
+    text: str
+    best: bool = False
+    note: int | None = None
+    share: float | None = None
+    detector: str | None = None  # draws the detector's colour beside its name
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column head; `numeric` aligns to the right."""
+
+    label: str
+    numeric: bool = True
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; the first cell of each row is its head."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    footnotes: Sequence[str] = ()
+    kind: Literal["table"] = "table"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `warning` and `finding` stand out."""
+
+    text: str
+    tone: Literal["plain", "warning", "finding", "muted"] = "plain"
+    kind: Literal["text"] = "text"
+
+
+@dataclass(frozen=True)
+class Items:
+    """A short list of sentences."""
+
+    items: Sequence[str]
+    heading: str = ""
+    tone: Literal["plain", "warning"] = "plain"
+    kind: Literal["items"] = "items"
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Charts side by side, in the order given."""
+
+    charts: Sequence[Chart]
+    heading: str = ""
+    kind: Literal["charts"] = "charts"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Key figures: (name, value, what stands beside it)."""
+
+    figures: Sequence[tuple[str, str, str]]
+    kind: Literal["figures"] = "figures"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Small tables side by side."""
+
+    tables: Sequence[Table]
+    kind: Literal["tables"] = "tables"
+
+
+@dataclass(frozen=True)
+class Details:
+    """Folded away until asked for: preformatted text."""
+
+    summary: str
+    text: str
+    kind: Literal["details"] = "details"
+
+
+Block = Text | Items | Table | Tables | Charts | Figures | Details
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; `missing` says why it is empty."""
+
+    id: str
+    title: str
+    lead: str = ""
+    blocks: Sequence[Block] = ()
+    missing: str = ""
+
+
+@dataclass
+class Footnotes:
+    """Numbers reasons as a table meets them; the same reason keeps its number.
+
+    >>> notes = Footnotes()
+    >>> [notes.number("few rows"), notes.number("no failures"), notes.number("few rows")]
+    [1, 2, 1]
+    """
+
+    reasons: list[str] = field(default_factory=list)
+
+    def number(self, reason: str) -> int:
+        """The number of a reason, from 1."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return self.reasons.index(reason) + 1
+
+
+def detector_label(name: str) -> str:
+    """A detector's name for people.
+
+    >>> detector_label("pca"), detector_label("deep_svdd")
+    ('PCA', 'Deep svdd')
+    """
+    return DETECTOR_LABELS.get(name, name.replace("_", " ").strip().capitalize() or name)
+
+
+def detector_colour(name: str) -> str:
+    """A detector's colour by name, the same on the whole page."""
+    return f"@d-{name}" if f"d-{name}" in PALETTES["light"] else "@d-other"
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number, or None for anything else (true and false included)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def count(value: Any) -> str:
+    """Thousands in groups; an em dash for none.
+
+    >>> count(1036800), count(None)
+    ('1,036,800', '—')
+    """
+    number = as_number(value)
+    return EM_DASH if number is None else f"{number:,.0f}"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Significant digits without an exponent where a person can read it.
+
+    >>> number(0.91234), number(12345.6), number(1.5e-6), number(0)
+    ('0.912', '12,346', '1.50e-06', '0')
+    """
+    value = as_number(value)
+    if value is None:
+        return EM_DASH
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    if size < -4 or size > 8:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(digits - 1 - size, 0)}f}"
+
+
+def percent(value: Any, digits: int = 2) -> str:
+    """A share as per cent.
+
+    >>> percent(0.00052), percent(0.25), percent(0.0), percent(1)
+    ('0.052 %', '25 %', '0 %', '100 %')
+    """
+    share = as_number(value)
+    return EM_DASH if share is None else f"{number(share * 100, 3 if abs(share) >= 0.9995 else digits)} %"
+
+
+def percent_interval(low: Any, high: Any) -> str:
+    """An interval of a share; empty where a bound is missing.
+
+    >>> percent_interval(0.0003, 0.0009)
+    '0.030 to 0.090 %'
+    """
+    if as_number(low) is None or as_number(high) is None:
+        return ""
+    return f"{percent(low).removesuffix(' %')} to {percent(high)}"
+
+
+def hours(value: Any) -> str:
+    """Hours; with days beside them from two days on.
+
+    >>> hours(7.25), hours(93)
+    ('7.2 h', '93 h (3.9 days)')
+    """
+    span = as_number(value)
+    if span is None:
+        return EM_DASH
+    if abs(span) < 48:
+        return f"{number(span, 2)} h"
+    return f"{span:,.0f} h ({span / 24:,.1f} days)"
+
+
+def short_hours(value: Any) -> str:
+    """Hours alone, for a table.
+
+    >>> short_hours(93.4), short_hours(None)
+    ('93 h', '—')
+    """
+    return hours(value).split(" (")[0]
+
+
+def plural(value: int, one: str, many: str = "") -> str:
+    """A count with its noun.
+
+    >>> plural(1, "failure"), plural(2, "failure")
+    ('1 failure', '2 failures')
+    """
+    return f"{value:,} {one if value == 1 else many or one + 's'}"
+
+
+def when(value: Any) -> str:
+    """A time for people, in UTC; anything unreadable as it stands.
+
+    >>> when("2025-02-03T04:05:06+00:00")
+    '2025-02-03 04:05'
+    """
+    moment = parse_time(value)
+    return f"{moment:%Y-%m-%d %H:%M}" if moment else (EM_DASH if value is None else str(value))
+
+
+def parse_time(value: Any) -> dt.datetime | None:
+    """An ISO time as UTC (a time without a zone is UTC); None where it is none."""
+    if isinstance(value, dt.datetime):
+        moment = value
+    else:
+        try:
+            moment = dt.datetime.fromisoformat(str(value))
+        except ValueError:
+            return None
+    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
+
+
+def as_map(value: Any) -> Mapping[str, Any]:
+    """A mapping, or an empty one for anything else: figures of others may be null."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def sentence_list(parts: Sequence[str]) -> str:
+    """Parts as in a sentence.
+
+    >>> sentence_list(["a", "b", "c"])
+    'a, b and c'
+    """
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1] if parts else ""

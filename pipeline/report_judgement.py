@@ -1,0 +1,185 @@
+"""What the figures say, in sentences and in the comparison table: who wins, where a baseline wins, what to beware of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pipeline.params import NEURAL_DETECTORS
+from pipeline.report_blocks import (
+    EM_DASH,
+    NO_REASON,
+    Cell,
+    Column,
+    Footnotes,
+    Table,
+    as_map,
+    as_number,
+    count,
+    detector_label,
+    number,
+    percent,
+    percent_interval,
+    plural,
+    sentence_list,
+    short_hours,
+)
+from pipeline.report_data import ReportData
+
+# metric: (label, hint, +1 where more is better, how it reads in the table, what a sentence calls it)
+METRICS: dict[str, tuple[str, str, int, Callable[[Any], str], str]] = {
+    "auroc": ("AUROC", "chance is 0.5", 1, number, "AUROC"),
+    "average_precision": ("Average precision", "", 1, number, "average precision"),
+    "partial_auroc": ("Partial AUROC", "below 0.5 % false", 1, number, "partial AUROC"),
+    "events_caught": ("Failures caught", "(by chance)", 1, count, "failures caught"),
+    "false_episodes_per_day": ("False episodes per day", "whole fleet", -1, number, "false episodes per day"),
+    "median_lead_time_hours": ("Median lead time", "", 1, short_hours, "median lead time"),
+}
+FEW_MACHINES, FEW_FAILURES = 20, 10
+
+
+def detector_order(data: ReportData) -> list[str]:
+    """Detectors of the evaluation, the release detector first, then the neural ones, then as written."""
+    names = list(as_map(data.evaluation.get("detectors")))
+    return sorted(names, key=lambda name: (name != data.detector, name not in NEURAL_DETECTORS, names.index(name)))
+
+
+def null_reason(data: ReportData, *path: str) -> str:
+    """Why a figure is null: the most exact entry of null_reasons that names it.
+
+    >>> reasons = {"partial_auroc": "fewer than 2,000 healthy rows"}
+    >>> null_reason(ReportData(evaluation={"null_reasons": reasons}), "detectors", "pca", "partial_auroc")
+    'fewer than 2,000 healthy rows'
+    """
+    reasons = as_map(data.evaluation.get("null_reasons"))
+    tries = [path[start:end] for start in range(len(path)) for end in range(len(path), start, -1)]
+    tries.sort(key=lambda part: (part[-1] != path[-1], -len(part)))
+    for part in tries:
+        value: Any = reasons.get(".".join(part))
+        if value is None:  # nested in the same way as the figures
+            value = reasons
+            for key in part:
+                value = as_map(value).get(key)
+        if isinstance(value, str) and value:
+            return value
+    return NO_REASON
+
+
+def winners(detectors: Mapping[str, Any], metric: str) -> set[str]:
+    """The detectors with the best value of a metric; none where all are equal or only one has it."""
+    values = {name: as_number(as_map(figures).get(metric)) for name, figures in detectors.items()}
+    known = {name: value * METRICS[metric][2] for name, value in values.items() if value is not None}
+    if len(known) < 2 or len(set(known.values())) == 1:
+        return set()
+    best = max(known.values())
+    return {name for name, value in known.items() if value == best}
+
+
+def comparison_table(data: ReportData) -> Table:
+    """Every detector against every metric: best of each column, footnotes for what is null."""
+    detectors, notes = as_map(data.evaluation.get("detectors")), Footnotes()
+    best = {metric: winners(detectors, metric) for metric in METRICS}
+    rows = []
+    for name in detector_order(data):
+        figures = as_map(detectors[name])
+        label = detector_label(name) + (" (release)" if name == data.detector else "")
+        cells = [Cell(label, detector=name)]
+        for metric, (_, _, _, show, _) in METRICS.items():
+            if as_number(figures.get(metric)) is None:
+                footnote = notes.number(null_reason(data, "detectors", name, metric))
+                cells.append(Cell(EM_DASH, note=footnote))
+                continue
+            text = caught_text(figures) if metric == "events_caught" else show(figures[metric])
+            cells.append(Cell(text, best=name in best[metric]))
+        rows.append(cells)
+    columns = [Column("Detector", numeric=False), *(Column(label, hint=hint) for label, hint, *_ in METRICS.values())]
+    caption = "Every detector on the same test rows, alarms at the same budget. The best of each column is in bold."
+    return Table(caption, columns, rows, notes.reasons)
+
+
+def caught_text(figures: Mapping[str, Any]) -> str:
+    """Caught of judged, and what chance catches.
+
+    >>> caught_text({"events": 9, "events_caught": 7, "events_by_chance": 1.24})
+    '7 of 9 (1.2)'
+    """
+    text = f"{count(figures.get('events_caught'))} of {count(figures.get('events'))}"
+    chance = as_number(figures.get("events_by_chance"))
+    return text if chance is None else f"{text} ({chance:.1f})"
+
+
+def baseline_sentence(data: ReportData) -> tuple[str, bool]:
+    """Says plainly where a baseline beats the autoencoder; and whether one does."""
+    detectors = as_map(data.evaluation.get("detectors"))
+    own = as_map(detectors.get("autoencoder"))
+    baselines = [name for name in detectors if name not in (*NEURAL_DETECTORS, "ensemble")]
+    if not own or not baselines:
+        return "", False
+    beaten, compared = [], 0
+    for metric, (_, _, sign, show, words) in METRICS.items():
+        mine = as_number(own.get(metric))
+        others = {name: as_number(as_map(detectors[name]).get(metric)) for name in baselines}
+        known = {name: value * sign for name, value in others.items() if value is not None}
+        if mine is None or not known:
+            continue
+        compared += 1
+        better = max(known.values())
+        if better > mine * sign:
+            names = sentence_list([detector_label(name) for name, value in known.items() if value == better])
+            beaten.append(f"{names} in {words} ({show(better * sign)} against {show(mine)})")
+    if not compared:
+        return "The autoencoder and the baselines share no figure that could be compared.", False
+    if not beaten:
+        return f"No baseline beats the autoencoder in any of the {compared} figures compared.", False
+    return f"A baseline beats the autoencoder in {len(beaten)} of {compared} figures: {'; '.join(beaten)}.", True
+
+
+def cautions(data: ReportData) -> list[str]:
+    """What a reader must know before relying on the headline."""
+    found = []
+    dataset, figures = as_map(data.evaluation.get("dataset")), release_figures(data)
+    machines, events = as_number(dataset.get("machines")), as_number(figures.get("events"))
+    sentence, beaten = baseline_sentence(data)
+    if beaten:
+        found.append(sentence)
+    caught, chance = as_number(figures.get("events_caught")), as_number(figures.get("events_by_chance"))
+    if caught is not None and chance is not None and caught <= chance:
+        found.append(
+            f"The release detector catches no more failures ({count(caught)}) than chance does ({number(chance, 2)})."
+        )
+    if events is not None and events < FEW_FAILURES:
+        found.append(
+            f"Only {plural(int(events), 'failure was', 'failures were')} judged: one more or less moves every figure by a lot."
+        )
+    if machines is not None and machines < FEW_MACHINES:
+        found.append(
+            f"{plural(int(machines), 'machine')}: below {FEW_MACHINES}, intervals are too narrow to be trusted."
+        )
+    page = as_map(as_map(data.evaluation.get("tiers")).get("page"))
+    low, percentile = as_number(page.get("ci_low")), as_number(page.get("percentile"))
+    if low is not None and percentile is not None and low > 1 - percentile / 100:
+        found.append(
+            f"The page tier fires more often than its percentile promises: {percent_interval(low, page.get('ci_high'))} of "
+            f"healthy rows, where {percent(1 - percentile / 100)} was asked for."
+        )
+    capped = [detector_label(name) for name, history in sorted(data.histories.items()) if history.get("cap_hit")]
+    if capped:
+        found.append(f"Training stopped at the epoch cap before it had converged: {sentence_list(capped)}.")
+    return found
+
+
+def release_figures(data: ReportData) -> Mapping[str, Any]:
+    """The evaluation's figures of the release detector."""
+    return as_map(as_map(data.evaluation.get("detectors")).get(data.detector))
+
+
+def only_caught(data: ReportData) -> list[str]:
+    """Sentences on the failures that a single detector caught."""
+    only = as_map(as_map(data.evaluation.get("pairs")).get("only"))
+    found = []
+    for name in sorted(only, key=lambda name: (name != data.detector, name)):
+        failures: Sequence[Any] = only[name] if isinstance(only[name], list) else []
+        if failures:
+            listed = sentence_list([str(failure) for failure in failures])
+            found.append(f"{detector_label(name)} alone caught {listed}.")
+    return found

@@ -1,0 +1,243 @@
+"""A release at work: spectra in, score log out, one day file at a time.
+
+The same rows get the same bits as in evaluation: the same detectors score them in the same padded batches.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.alerts import Timeline
+from pipeline.calibrate import TIERS
+from pipeline.detectors.baseline import FLEET
+from pipeline.epochs import EpochStarts, microseconds
+from pipeline.errors import ContractError
+from pipeline.release import Release
+from pipeline.schema import (
+    MACHINE,
+    MAINTENANCE_SCHEMA,
+    MICROSECONDS_PER_DAY,
+    TEXT,
+    BoolN,
+    FloatN,
+    FloatNF,
+    codes_and_names,
+    dictionary_column,
+    load_fleet_spec,
+    score_log_schema,
+    spectra_view,
+    time_column,
+    times_us,
+)
+from pipeline.store import day_files, read_table, write_table
+from pipeline.train import use_threads
+
+TIER_NAMES = ("none", "low", "page")
+TOP_BINS = 5
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """What a scoring run came to: rows and machines scored, alerts opened at the page tier, first and last row."""
+
+    rows: int
+    machines: int
+    pages: int
+    unscored: int
+    first: dt.datetime | None
+    last: dt.datetime | None
+
+
+@dataclass(frozen=True)
+class DayScores:
+    """Scores of one day's rows."""
+
+    machine: np.ndarray
+    machines: list[str]
+    time_us: np.ndarray
+    tier: np.ndarray
+    unscored: int
+
+
+def score_data_set(
+    release: Release,
+    data_set: Path,
+    output: Path,
+    since: dt.datetime | None = None,
+    until: dt.datetime | None = None,
+) -> ScoreSummary:
+    """Score a data set of the contract and write its score log, one Parquet file per day, replaced atomically.
+
+    Args:
+        release: in service, or any other.
+        data_set: folder with `spectra/`, `fleet.yaml` and, where there is one, a maintenance log.
+        output: folder of the score log.
+        since: rows from here on (UTC); None: all.
+        until: rows before this (UTC); None: all.
+
+    Raises:
+        ContractError: another number of bins than the release, or damaged files. Nothing is written for a damaged day.
+    """
+    fleet_file = data_set / "fleet.yaml"
+    bins = load_fleet_spec(fleet_file).bins if fleet_file.exists() else release.manifest["bins"]
+    if bins != release.manifest["bins"]:
+        raise ContractError.of("bins", got=bins, expected=release.manifest["bins"], where=fleet_file)
+    use_threads(int(release.manifest["threads"]))
+    log_file = data_set / "maintenance.parquet"
+    maintenance = read_table(log_file, schema=MAINTENANCE_SCHEMA) if log_file.exists() else None
+    epochs = release.epochs_with(maintenance)
+    low = microseconds(since) if since else np.iinfo(np.int64).min
+    high = microseconds(until) if until else np.iinfo(np.int64).max
+    scored = []
+    for path in _files_between(day_files(data_set), low, high):
+        day = score_day(release, path, output / path.name, epochs, low, high)
+        if day is not None:
+            scored.append(day)
+    return _summary(release, scored)
+
+
+def score_day(
+    release: Release, path: Path, output: Path, epochs: EpochStarts, low_us: int, high_us: int
+) -> DayScores | None:
+    """Score the rows of one day file from `low_us` on and before `high_us`, and write its part of the score log."""
+    bins = int(release.manifest["bins"])
+    table = read_table(path, ["machine_id", "timestamp", "spectrum"])
+    time_us = times_us(table["timestamp"])
+    chosen = np.flatnonzero((time_us >= low_us) & (time_us < high_us))
+    if not len(chosen):
+        return None
+    whole = len(chosen) == len(time_us)
+    spectra = spectra_view(table["spectrum"], bins, path)
+    spectra, time_us = (spectra, time_us) if whole else (spectra[chosen], time_us[chosen])
+    machine, machines = codes_and_names(table["machine_id"])
+    machine = machine[chosen]
+    epoch = epochs.of_rows(machine, time_us, machines)
+    usable = np.isfinite(spectra).all(1)
+    if release.fleet.kind == "spectrum":
+        usable &= (np.nan_to_num(spectra) >= 0).all(1)
+    columns, tier, top = score_columns(release, spectra, machine, machines, epoch, usable)
+    keys = {
+        "file": dictionary_column(np.zeros(len(chosen), np.int16), [path.name]),
+        "row": pa.array(chosen.astype(np.int32)),
+        "machine_id": dictionary_column(machine, machines, MACHINE),
+        "timestamp": time_column(time_us),
+        "epoch": pa.array(epoch),
+        **columns,
+        "tier": dictionary_column(tier, TIER_NAMES, TEXT),
+        "top_bins": top,
+        "release": dictionary_column(np.zeros(len(chosen), np.int16), [release.id]),
+    }
+    schema = score_log_schema(release.manifest["members"])
+    write_table(output, pa.table([keys[name] for name in schema.names], schema=schema))
+    return DayScores(machine, machines, time_us, tier, int((~usable).sum()))
+
+
+def score_columns(
+    release: Release,
+    spectra_NF: FloatNF,
+    machine_N: np.ndarray,
+    machines: list[str],
+    epoch_N: np.ndarray,
+    usable_N: BoolN,
+) -> tuple[dict[str, pa.Array], np.ndarray, pa.Array]:
+    """Score and tail columns per member and of the ensemble, tier codes, top bins; rows that are not usable get nulls."""
+    rows, good = len(spectra_NF), np.flatnonzero(usable_N)
+    clean = spectra_NF if len(good) == rows else spectra_NF[good]
+    machine, epoch = machine_N[good], epoch_N[good]
+    columns: dict[str, pa.Array] = {}
+    tails: list[FloatN] = []
+    own = np.zeros(len(good), bool)
+    tier = np.zeros(len(good), np.int8)
+    for name, detector in release.detectors.items():
+        code = detector.baselines.codes(machines, machine, epoch)
+        own = code != FLEET
+        raw = detector.score(clean, code)
+        comparable = release.tails[name].comparable(raw, own)
+        tail = release.tails[name].probability(comparable)
+        tails.append(tail)
+        columns[f"score_{name}"], columns[f"tail_{name}"] = _spread(raw, good, rows), _spread(tail, good, rows)
+        if name == release.detector:
+            for level, threshold_of in enumerate(TIERS, start=1):
+                tier[comparable > release.threshold(threshold_of)] = level
+    # the smallest tail probability, corrected for the number of members (Bonferroni)
+    ensemble = np.minimum(1.0, len(tails) * np.min(tails, axis=0)) if len(good) else np.empty(0)
+    columns["score_ensemble"] = _spread(-np.log10(ensemble), good, rows)
+    columns["tail_ensemble"] = _spread(ensemble, good, rows)
+    columns["own_baseline"] = pa.array(_full(own, good, rows, False), mask=~usable_N)
+    full_tier = _full(tier, good, rows, 0)
+    return columns, full_tier, top_bins(release, clean, machine, machines, epoch, good, full_tier)
+
+
+def top_bins(
+    release: Release,
+    clean_MF: FloatNF,
+    machine_M: np.ndarray,
+    machines: list[str],
+    epoch_M: np.ndarray,
+    good_M: np.ndarray,
+    tier_N: np.ndarray,
+) -> pa.Array:
+    """The bins with the largest shares of the score, for rows from tier low on; null elsewhere."""
+    detector = release.detectors[release.detector]
+    wanted = np.flatnonzero(tier_N[good_M] > 0)
+    count = min(TOP_BINS, clean_MF.shape[1])
+    code = detector.baselines.codes(machines, machine_M[wanted], epoch_M[wanted])
+    shares = detector.explain(clean_MF[wanted], code)
+    best = np.argsort(-shares, axis=1, kind="stable")[:, :count].astype(np.int32)
+    has = np.zeros(len(tier_N), bool)
+    has[good_M[wanted]] = True
+    offsets = np.r_[0, np.cumsum(has * count)].astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(best.reshape(-1)), mask=pa.array(~has))
+
+
+def count_pages(release: Release, days: list[DayScores]) -> int:
+    """Alerts that the release's policy opens at the page tier, over all scored rows."""
+    names = sorted({machine for day in days for machine in day.machines})
+    index = {name: code for code, name in enumerate(names)}
+    machine = np.concatenate([np.array([index[name] for name in day.machines])[day.machine] for day in days])
+    time_us = np.concatenate([day.time_us for day in days])
+    exceeds = np.concatenate([day.tier for day in days]) >= TIER_NAMES.index("page")
+    line = Timeline.of(machine.astype(np.int32), time_us, release.policy)
+    return len(line.episodes(line.alert_rows(exceeds)))
+
+
+def _summary(release: Release, days: list[DayScores]) -> ScoreSummary:
+    if not days:
+        return ScoreSummary(0, 0, 0, 0, None, None)
+    machines = {day.machines[code] for day in days for code in np.unique(day.machine)}
+    moments = [
+        dt.datetime.fromtimestamp(value / 1e6, tz=dt.UTC)
+        for value in (min(int(day.time_us.min()) for day in days), max(int(day.time_us.max()) for day in days))
+    ]
+    rows = sum(len(day.machine) for day in days)
+    return ScoreSummary(rows, len(machines), count_pages(release, days), sum(day.unscored for day in days), *moments)
+
+
+def _files_between(files: list[Path], low_us: int, high_us: int) -> list[Path]:
+    """Day files that can hold rows of the span; their names are days."""
+    kept = []
+    for path in files:
+        start = np.datetime64(path.stem, "us").astype(np.int64)
+        if start + MICROSECONDS_PER_DAY > low_us and start < high_us:
+            kept.append(path)
+    return kept
+
+
+def _full(values_M: np.ndarray, good_M: np.ndarray, rows: int, fill: float) -> np.ndarray:
+    full = np.full(rows, fill, values_M.dtype)
+    full[good_M] = values_M
+    return full
+
+
+def _spread(values_M: FloatN, good_M: np.ndarray, rows: int) -> pa.Array:
+    """Values at the good rows, null elsewhere."""
+    if len(good_M) == rows:
+        return pa.array(values_M)
+    missing = np.ones(rows, bool)
+    missing[good_M] = False
+    return pa.array(_full(values_M, good_M, rows, 0.0), mask=missing)

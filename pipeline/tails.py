@@ -1,0 +1,83 @@
+"""Tail probabilities: how often a healthy row scores as high.
+
+The conformal rank (1 + #{calibration >= s}) / (n + 1) of Bates et al. (arXiv 2104.08279, eq. 3), from a table that keeps
+the highest scores whole and thins the rest, so that it stays small beside 18 million calibration rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from pipeline.errors import ContractError
+from pipeline.schema import FloatN
+
+KEPT_WHOLE = 20_000
+THINNED_TO = 4_000
+
+
+@dataclass(frozen=True)
+class TailTable:
+    """Calibration scores and how many calibration rows score at least as high as each.
+
+    `fleet_factor` brings a score against the fleet's baseline to the scale of scores against the machine's own.
+
+    >>> table = TailTable.of(np.arange(99.0))
+    >>> table.probability(np.array([-1.0, 98.0, 1e9])).tolist()
+    [1.0, 0.02, 0.01]
+    """
+
+    values: FloatN
+    at_least: npt.NDArray[np.int64]
+    rows: int
+    fleet_factor: float = 1.0
+
+    @classmethod
+    def of(cls, scores_N: FloatN, fleet_factor: float = 1.0) -> TailTable:
+        """Make the table.
+
+        Raises:
+            ContractError: no scores, or scores that are no finite numbers.
+        """
+        if not len(scores_N) or not np.isfinite(scores_N).all():
+            got = f"{len(scores_N)} scores, {int((~np.isfinite(scores_N)).sum())} of them not finite"
+            raise ContractError.of("calibration scores", got=got, expected="finite scores", where="calibration")
+        ordered = np.sort(scores_N)
+        rows = len(ordered)
+        whole = max(0, rows - KEPT_WHOLE)
+        index = np.unique(np.r_[np.linspace(0, whole, THINNED_TO).astype(np.int64), np.arange(whole, rows)])
+        index = index[index < rows]
+        values = ordered[index]
+        at_least = rows - np.searchsorted(ordered, values, side="left")
+        return cls(values, at_least, rows, fleet_factor)
+
+    def comparable(self, scores_N: FloatN, own_baseline_N: npt.NDArray[np.bool_]) -> FloatN:
+        """Scores on one scale, whichever baseline described the row."""
+        return np.where(own_baseline_N, scores_N, scores_N * self.fleet_factor)
+
+    def probability(self, comparable_N: FloatN) -> FloatN:
+        """Tail probabilities (N,) in [1 / (n + 1), 1]; between kept scores the larger one."""
+        position = np.searchsorted(self.values, comparable_N, side="left")
+        # a score between two kept values: the rows at or above the lower one bound the count from above
+        exact = (position < len(self.values)) & (
+            self.values[np.minimum(position, len(self.values) - 1)] == comparable_N
+        )
+        inside_thinned = (~exact) & (position > 0) & (position < max(0, len(self.values) - KEPT_WHOLE))
+        at_least = np.r_[self.at_least, 0][np.where(inside_thinned, position - 1, position)]
+        return (1.0 + at_least) / (self.rows + 1.0)
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors."""
+        numbers = np.array([self.rows, self.fleet_factor], np.float64)
+        save_file({"values": self.values, "at_least": self.at_least, "numbers": numbers}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> TailTable:
+        """The inverse of `save`."""
+        arrays = load_file(path)
+        rows, factor = arrays["numbers"]
+        return cls(arrays["values"], arrays["at_least"], int(rows), float(factor))
