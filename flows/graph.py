@@ -37,6 +37,20 @@ class Graph:
                 waiting.extend(self.parents[parent])
         return frozenset(found)
 
+    def restricted_to(self, targets: Iterable[str]) -> Graph:
+        """Only the targets and what they depend on; the whole graph where it has none of them.
+
+        >>> graph = Graph(("a", "b", "c"), {"a": frozenset(), "b": frozenset("a"), "c": frozenset()})
+        >>> graph.restricted_to({"b"}).order
+        ('a', 'b')
+        """
+        targets = set(targets) & set(self.order)
+        if not targets:
+            return self
+        needed = targets.union(*(self.ancestors(name) for name in targets))
+        order = tuple(name for name in self.order if name in needed)
+        return Graph(order, {name: self.parents[name] for name in order})
+
     def outdated(self, changed: Iterable[str]) -> tuple[str, ...]:
         """The changed stages and all that depend on them, in order.
 

@@ -138,8 +138,8 @@ def _copy_release(folder: Path, place: Path, identity: str) -> None:
 
 
 def list_releases(engine: Engine) -> list[ReleaseRow]:
-    """All releases, newest version first."""
-    query = sa.select(ReleaseRow).order_by(ReleaseRow.version.desc())
+    """All releases, newest version last."""
+    query = sa.select(ReleaseRow).order_by(ReleaseRow.version)
     return _in_transaction(engine, lambda session: list(session.scalars(query)))
 
 

@@ -58,17 +58,18 @@ class Settings:
         Args:
             checkout: a git checkout of the project.
             environment: what to read instead of os.environ.
-            worker: in a flow that a worker runs the checkout is a passing clone, so HEARKEN_HOME must be set.
+            worker: in a flow that a worker runs the checkout is a passing clone, so HEARKEN_HOME and
+                HEARKEN_REPOSITORY must be set.
 
         Raises:
-            WorkspaceError: HEARKEN_HOME is not set where it must be.
+            WorkspaceError: one of them is not set where it must be.
         """
         values = os.environ if environment is None else environment
         checkout = Path(checkout).resolve()
-        if worker and not values.get("HEARKEN_HOME"):
-            raise WorkspaceError(
-                "HEARKEN_HOME: got no value, expected a folder that outlives one run, in the environment of the worker."
-            )
+        needed = {"HEARKEN_HOME": "a folder that outlives one run", "HEARKEN_REPOSITORY": "the repository to clone"}
+        for name, expected in needed.items():
+            if worker and not values.get(name):
+                raise WorkspaceError(f"{name}: got no value, expected {expected}, in the environment of the worker.")
         home = Path(values.get("HEARKEN_HOME") or checkout / ".hearken").expanduser().resolve()
         landing = values.get("HEARKEN_LANDING")
         return cls(

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -182,6 +183,8 @@ def open_workspace(
             end_leftovers(workspace)
             yield workspace
         return
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise WorkspaceError(f"name of the private clone: got {name!r}, expected letters, digits, dots and dashes.")
     folder = settings.workspaces / name
     origin = settings.repository
     with held(settings, folder):

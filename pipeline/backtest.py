@@ -23,8 +23,7 @@ from pipeline.evaluate import reconstructions, write_evaluation
 from pipeline.ingest import WideFrame, load_frame
 from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, budget_threshold, judge
 from pipeline.params import Params
-from pipeline.report import render_report
-from pipeline.report_data import ReportData
+from pipeline.report import ReportData, render_report
 from pipeline.rows import Rows
 from pipeline.schema import TEXT, BoolN, FleetSpec, Label, Role, dictionary_column, time_column
 from pipeline.store import atomic_folder, write_json, write_text

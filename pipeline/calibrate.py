@@ -25,7 +25,7 @@ from pipeline.train import use_threads
 TIERS = ("low", "page")
 COMMON_PERCENTILE = 99.5  # where scores against the fleet's baseline are brought level with the others
 FLEET_ROWS = 50_000
-MIN_ROWS = 100
+MIN_ROWS = 20
 
 
 @dataclass(frozen=True)

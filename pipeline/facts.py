@@ -9,15 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from pipeline.schema import FloatNF, IntN
+from pipeline.errors import ContractError
+from pipeline.schema import (
+    MICROSECONDS_PER_HOUR,
+    VALIDATE_SCHEMA,
+    FloatNF,
+    IntN,
+    codes_and_names,
+    dictionary_column,
+    spectra_view,
+    time_column,
+    times_us,
+)
+from pipeline.store import read_batches, read_table
 
+FACT_SCHEMA = pa.schema([field for field in VALIDATE_SCHEMA if field.name not in ("status", "reason")])
 Columns = dict[str, npt.NDArray[np.generic]]
 MICROSECONDS = 1e6
-MICROSECONDS_PER_HOUR = 3.6e9
 STRAY_SHARE = 0.01  # of the rows: more of them beyond a gap are no fault of a clock
 
 
@@ -42,7 +56,9 @@ def spectrum_facts(spectra_NF: FloatNF) -> Columns:
         magnitude_NF = np.abs(spectra_NF)
         sum_N, moment_N = (magnitude_NF @ weights_F2).T
         top_N = np.maximum(high_N, -low_N)
-        relative_range_N = np.where(top_N > 0, (high_N - low_N) / top_N, 0.0) if bins > 1 else np.full_like(top_N, np.nan)
+        relative_range_N = (
+            np.where(top_N > 0, (high_N - low_N) / top_N, 0.0) if bins > 1 else np.full_like(top_N, np.nan)
+        )
         facts: Columns = {
             "energy": energy_N,
             "centroid": moment_N / sum_N,
@@ -137,11 +153,54 @@ def newest_of_the_fleet(machine_N: npt.NDArray[np.integer], time_us_N: IntN, gap
     return int(times[-1]) if count else 0
 
 
-def slices(count: int, rows: int) -> Iterator[slice]:
-    """Consecutive slices of at most `rows` rows; one empty slice for no rows.
+def newest_of_files(files: Sequence[Path], gap_hours: float) -> int:
+    """The newest trustworthy time of day files, from their keys alone; see `newest_of_the_fleet`."""
+    keys = pa.concat_tables([read_table(path, ["machine_id", "timestamp"]) for path in files])
+    machine_N, _ = codes_and_names(keys["machine_id"])
+    return newest_of_the_fleet(machine_N, times_us(keys["timestamp"]), gap_hours)
 
-    >>> list(slices(5, 3))
-    [slice(0, 3, None), slice(3, 5, None)]
+
+def fact_tables(files: Sequence[Path], bins: int) -> Iterator[pa.Table]:
+    """Keys and facts of all rows (FACT_SCHEMA), batch by batch.
+
+    Raises:
+        ContractError: a damaged file, another number of bins, rows without key.
     """
-    for begin in range(0, max(count, 1), rows):
-        yield slice(begin, min(begin + rows, count))
+    history = History()
+    for path in files:
+        row = 0
+        for batch in read_batches(path, ["machine_id", "timestamp", "spectrum"]):
+            machine_N, machines = codes_and_names(batch["machine_id"])
+            time_us_N = times_us(batch["timestamp"])
+            _check_keys(machine_N, batch["timestamp"], path)
+            spectra_NF = spectra_view(batch["spectrum"], bins, path)
+            columns: Columns = spectrum_facts(spectra_NF)
+            columns |= history.facts(machine_N, machines, time_us_N, spectra_NF)
+            keys = {
+                "file": dictionary_column(np.zeros(len(machine_N), np.int16), [path.name]),
+                "row": pa.array(np.arange(row, row + len(machine_N), dtype=np.int32)),
+                "machine_id": batch["machine_id"].cast(VALIDATE_SCHEMA.field("machine_id").type),
+                "timestamp": time_column(time_us_N),
+            }
+            facts = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
+            yield pa.table(keys | facts).select(FACT_SCHEMA.names).cast(FACT_SCHEMA)
+            row += len(machine_N)
+
+
+def _check_keys(machine_N: IntN | npt.NDArray[np.int32], timestamps: pa.ChunkedArray, path: Path) -> None:
+    if (machine_N < 0).any() or timestamps.null_count:
+        got = f"{int((machine_N < 0).sum())} rows without machine_id, {timestamps.null_count} without timestamp"
+        raise ContractError.of("keys", got=got, expected="none", where=path)
+
+
+def joined_tables(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Tables joined to at least `rows` rows; one empty table where there are no rows at all."""
+    waiting: list[pa.Table] = []
+    yielded = False
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= rows:
+            yield pa.concat_tables(waiting).unify_dictionaries().combine_chunks()
+            waiting, yielded = [], True
+    if sum(map(len, waiting)) or not yielded:
+        yield pa.concat_tables(waiting or [FACT_SCHEMA.empty_table()]).unify_dictionaries().combine_chunks()

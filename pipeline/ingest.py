@@ -149,7 +149,8 @@ class _Facts:
 def _write_days(spill: DaySpill, staging: Path, source: Path) -> _Facts:
     rows, machines, bins, days, ends = 0, set[str](), set[int](), dict[str, str](), list[int]()
     for name in spill.days():
-        table = write_day(spill.read(name), staging / "spectra" / name)
+        table = spill.read(name)
+        write_day(table, staging / "spectra" / name)
         rows += table.num_rows
         machines |= set(codes_and_names(table["machine_id"])[1])
         bins.add(table.schema.field("spectrum").type.list_size)

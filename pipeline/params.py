@@ -67,7 +67,7 @@ class ValidateParams(Section):
 
     flat_relative_range: Annotated[float, Field(ge=0)] = 1e-6  # (max - min) / max below this: a flat spectrum
     max_energy: Annotated[float, Field(gt=0)] = 1e6
-    stuck_repeats: Count = 3  # this many identical spectra in a row: a stuck sensor
+    stuck_repeats: Count = 3  # as many repeats of the same spectrum: a stuck sensor
     future_hours: Hours = 24.0  # beyond the newest row of the rest of the fleet
     max_quarantined_share: Share = 0.5
 

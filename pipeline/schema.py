@@ -242,7 +242,14 @@ def spectra_column(spectra_NF: FloatNF) -> pa.FixedSizeListArray:
 
 
 def dictionary_column(codes_N: npt.NDArray[np.integer], names: Sequence[str], kind: pa.DataType = TEXT) -> pa.Array:
-    """A dictionary-encoded text column from integer codes; a negative code is null."""
+    """A dictionary-encoded text column from integer codes; a negative code is null.
+
+    Raises:
+        ContractError: more names than the codes of this kind can tell apart.
+    """
+    most = np.iinfo(kind.index_type.to_pandas_dtype()).max + 1
+    if len(names) > most:  # a cast would wrap, and give rows other names
+        raise ContractError.of("names of a text column", got=len(names), expected=f"at most {most}", where=kind)
     codes = pa.array(codes_N.astype(kind.index_type.to_pandas_dtype()), mask=codes_N < 0)
     return pa.DictionaryArray.from_arrays(codes, pa.array(list(names), pa.string())).cast(kind)
 

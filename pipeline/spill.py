@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -15,7 +16,7 @@ from pipeline.schema import (
     MACHINE,
     MICROSECONDS_PER_DAY,
     TEXT,
-    FloatNF,
+    IntN,
     codes_and_names,
     dictionary_column,
     spectra_column,
@@ -23,7 +24,7 @@ from pipeline.schema import (
     spectra_view,
     times_us,
 )
-from pipeline.store import write_table
+from pipeline.store import ROW_GROUP_ROWS, write_tables
 
 FIRST_DAY, LAST_DAY = -719_162, 2_932_896  # years 1 to 9999: names of day files
 MAX_TEXT = 32_000  # distinct texts of a day that int16 codes hold
@@ -105,44 +106,43 @@ class DaySpill:
         return self.folder / name / f"{number:06d}.arrow"
 
 
-def write_day(table: pa.Table, path: Path) -> pa.Table:
-    """Write a day's rows sorted by machine and time, text dictionary-encoded; returns what was written.
+def write_day(table: pa.Table, path: Path) -> None:
+    """Write a day's rows sorted by machine and time, text dictionary-encoded, one row group in memory at a time.
 
-    Equal rows give equal bytes, in whatever order they came (rows of one machine and time keep theirs).
+    Equal rows give equal bytes, in whatever order and chunks they came (rows of one machine and time keep theirs).
     """
     bins = table.schema.field("spectrum").type.list_size
     codes, names = codes_and_names(table["machine_id"])
     rank = np.empty(len(names), np.int32)
     rank[np.argsort(np.array(names, dtype=object))] = np.arange(len(names), dtype=np.int32)
     order = np.lexsort((times_us(table["timestamp"]), rank[codes]))
-    columns = [
-        dictionary_column(rank[codes][order], sorted(names), MACHINE),
-        table["timestamp"].take(order),
-        spectra_column(_ordered(table["spectrum"], order, bins)),
-    ]
+    columns = [dictionary_column(rank[codes][order], sorted(names), MACHINE), table["timestamp"].take(order)]
     fields = []
     for name in sorted(set(table.column_names) - {"machine_id", "timestamp", "spectrum"}):
-        column = table[name].take(order)
+        column = table[name].take(order).combine_chunks()
         if is_text(column.type):
-            encoded = column.combine_chunks().dictionary_encode()
-            few = len(encoded.dictionary) <= MAX_TEXT
-            column = encoded.cast(TEXT if few else MACHINE)
+            encoded = column.dictionary_encode()
+            column = encoded.cast(TEXT if len(encoded.dictionary) <= MAX_TEXT else MACHINE)
         fields.append(pa.field(name, column.type))
         columns.append(column)
-    written = pa.Table.from_arrays(columns, schema=spectra_schema(bins, fields))
-    write_table(path, written)
-    return written
+    rest = pa.Table.from_arrays(columns, names=["machine_id", "timestamp", *(field.name for field in fields)])
+    schema = spectra_schema(bins, fields)
+    write_tables(path, schema, _row_groups(rest.combine_chunks(), table["spectrum"], order, schema))
 
 
-def _ordered(column: pa.ChunkedArray, order: np.ndarray, bins: int) -> FloatNF:
-    """Spectra in another order, chunk by chunk: no second copy of a day."""
-    place_N = np.empty(len(order), np.int64)
-    place_N[order] = np.arange(len(order))
-    ordered_NF, begin = np.empty((len(order), bins), np.float32), 0
-    for chunk in column.chunks:
-        ordered_NF[place_N[begin : begin + len(chunk)]] = spectra_view(chunk, bins)
-        begin += len(chunk)
-    return ordered_NF
+def _row_groups(rest: pa.Table, spectra: pa.ChunkedArray, order: IntN, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Row groups in their final order; the spectra of each are gathered from the chunks in which they came."""
+    views = [spectra_view(chunk, chunk.type.list_size) for chunk in spectra.chunks]
+    ends = np.cumsum([len(view) for view in views])
+    for begin in range(0, len(order), ROW_GROUP_ROWS):
+        wanted = order[begin : begin + ROW_GROUP_ROWS]
+        chunk_of = np.searchsorted(ends, wanted, side="right")
+        spectra_NF = np.empty((len(wanted), schema.field("spectrum").type.list_size), np.float32)
+        for chunk in np.unique(chunk_of):
+            here = np.flatnonzero(chunk_of == chunk)
+            spectra_NF[here] = views[chunk][wanted[here] - (ends[chunk] - len(views[chunk]))]
+        group = rest.slice(begin, len(wanted))
+        yield pa.Table.from_arrays([*group.columns[:2], spectra_column(spectra_NF), *group.columns[2:]], schema=schema)
 
 
 def _taken(table: pa.Table, order: np.ndarray) -> pa.Table:

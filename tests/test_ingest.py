@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -337,7 +339,10 @@ def lists(values: list[list[float] | None]) -> Callable[[Path], None]:
 
 
 def frame_of(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
-    return lambda path: None if write(change(wide()), path) else None
+    def build(path: Path) -> None:
+        write(change(wide()), path)
+
+    return build
 
 
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -367,7 +372,8 @@ def test_bad_input_is_one_message_and_no_output(tmp_path: Path, name: str) -> No
     source = tmp_path / "in"
     source.mkdir()
     (source / "fleet.yaml").write_text(f"bins: {BINS}\n")
-    write(wide(), source / "a good file.parquet") if name != "no rows" else None
+    if name != "no rows":
+        write(wide(), source / "a good file.parquet")
     build(source / "bad.parquet")
     with pytest.raises(ContractError, match=message) as caught:
         run(source, tmp_path / "raw")
@@ -420,6 +426,29 @@ def test_files_may_differ_in_context_but_not_in_its_type(tmp_path: Path) -> None
     write(wide(4, load="heavy"), tmp_path / "in" / "c.parquet")
     with pytest.raises(ContractError, match="differ between files"):
         run(tmp_path / "in", tmp_path / "raw")
+
+
+def test_as_stages_they_write_the_graphs_folders_and_a_mistake_is_one_line(tmp_path: Path) -> None:
+    settings = "machines: 2\n  days: 3\n  interval_seconds: 3600\n  bins: 8\n  failures: 1"
+    (tmp_path / "params.yaml").write_text(f"simulate:\n  {settings}\n")
+
+    def stage(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", f"pipeline.{name}"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert stage("simulate").returncode == 0
+    assert stage("ingest").returncode == 0
+    assert {"fleet.yaml", "failures.parquet", "snapshot.json"} <= {
+        path.name for path in (tmp_path / "data/raw").iterdir()
+    }
+    before = sha256_folder(tmp_path / "data/raw")
+    cut = day_files(tmp_path / "data/demo")[0]
+    cut.write_bytes(cut.read_bytes()[:1000])
+    failed = stage("ingest")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: Parquet: got a file that is cut off")
+    assert failed.stderr.count("\n") == 1
+    assert sha256_folder(tmp_path / "data/raw") == before
 
 
 # --- real recordings -----------------------------------------------------------------------------------------------

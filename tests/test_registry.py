@@ -70,7 +70,7 @@ def test_a_release_is_copied_under_its_hash_and_entered_once(add, engine, tmp_pa
     again = add("one", branch="build/b")
     assert (again.id, again.branch) == (row.id, "build/a")
     assert add("provisional").provisional
-    assert [row.version for row in list_releases(engine)] == [2, 1]
+    assert [row.version for row in list_releases(engine)] == [1, 2]
 
 
 def test_a_changed_copy_is_noticed(add, tmp_path):

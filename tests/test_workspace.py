@@ -219,7 +219,9 @@ def test_a_refused_tag_is_removed_here_too(checkout, settings):
 def test_places_come_from_the_environment(tmp_path):
     with pytest.raises(WorkspaceError, match="HEARKEN_HOME: got no value"):
         Settings.of(tmp_path, {}, worker=True)
-    settings = Settings.of(tmp_path, {"HEARKEN_HOME": str(tmp_path / "h"), "HEARKEN_LANDING": "/landing"}, worker=True)
+    with pytest.raises(WorkspaceError, match="HEARKEN_REPOSITORY: got no value"):
+        Settings.of(tmp_path, {"HEARKEN_HOME": "/h"}, worker=True)
+    settings = Settings.of(tmp_path, {"HEARKEN_HOME": str(tmp_path / "h"), "HEARKEN_LANDING": "/landing"})
     assert settings.releases == tmp_path / "h" / "releases"
     assert settings.landing_zone("data/demo") == Path("/landing")
     assert Settings.of(tmp_path, {}).landing_zone("data/demo") == tmp_path / "data" / "demo"

@@ -1,4 +1,4 @@
-"""What the figures say, in sentences and in the comparison table: who wins, where a baseline wins, what to beware of."""
+"""What the figures say, in sentences and in the comparison table: who wins, where a baseline does, what to beware."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.params import NEURAL_DETECTORS
-from pipeline.report_blocks import (
+from pipeline.report.blocks import (
     EM_DASH,
     NO_REASON,
     Cell,
@@ -16,7 +16,7 @@ from pipeline.report_blocks import (
     as_map,
     as_number,
     count,
-    detector_label,
+    interval,
     number,
     percent,
     percent_interval,
@@ -24,17 +24,19 @@ from pipeline.report_blocks import (
     sentence_list,
     short_hours,
 )
-from pipeline.report_data import ReportData
+from pipeline.report.colours import detector_label
+from pipeline.report.data import ReportData
 
 # metric: (label, hint, +1 where more is better, how it reads in the table, what a sentence calls it)
 METRICS: dict[str, tuple[str, str, int, Callable[[Any], str], str]] = {
     "auroc": ("AUROC", "chance is 0.5", 1, number, "AUROC"),
     "average_precision": ("Average precision", "", 1, number, "average precision"),
     "partial_auroc": ("Partial AUROC", "below 0.5 % false", 1, number, "partial AUROC"),
-    "events_caught": ("Failures caught", "(by chance)", 1, count, "failures caught"),
+    "events_caught": ("Failures caught", "", 1, count, "failures caught"),
     "false_episodes_per_day": ("False episodes per day", "whole fleet", -1, number, "false episodes per day"),
     "median_lead_time_hours": ("Median lead time", "", 1, short_hours, "median lead time"),
 }
+NEEDS_A_CATCH = ("false_episodes_per_day", "median_lead_time_hours")
 FEW_MACHINES, FEW_FAILURES = 20, 10
 
 
@@ -62,17 +64,24 @@ def null_reason(data: ReportData, *path: str) -> str:
                 value = as_map(value).get(key)
         if isinstance(value, str) and value:
             return value
-    return NO_REASON
+    tier = as_map(as_map(data.evaluation.get("tiers")).get(path[1])) if path[0] == "tiers" and len(path) > 1 else {}
+    return str(tier.get("note") or NO_REASON)
 
 
 def winners(detectors: Mapping[str, Any], metric: str) -> set[str]:
-    """The detectors with the best value of a metric; none where all are equal or only one has it."""
-    values = {name: as_number(as_map(figures).get(metric)) for name, figures in detectors.items()}
-    known = {name: value * METRICS[metric][2] for name, value in values.items() if value is not None}
-    if len(known) < 2 or len(set(known.values())) == 1:
+    """The detectors with the best value of a metric; none where all are equal or only one has it.
+
+    Few false episodes or a long lead time are no merit of a detector that caught nothing.
+    """
+    values = {}
+    for name, figures in detectors.items():
+        value, caught = as_number(as_map(figures).get(metric)), as_number(as_map(figures).get("events_caught"))
+        if value is not None and not (metric in NEEDS_A_CATCH and caught == 0):
+            values[name] = value * METRICS[metric][2]
+    if len(values) < 2 or len(set(values.values())) == 1:
         return set()
-    best = max(known.values())
-    return {name for name, value in known.items() if value == best}
+    best = max(values.values())
+    return {name for name, value in values.items() if value == best}
 
 
 def comparison_table(data: ReportData) -> Table:
@@ -82,34 +91,53 @@ def comparison_table(data: ReportData) -> Table:
     rows = []
     for name in detector_order(data):
         figures = as_map(detectors[name])
-        label = detector_label(name) + (" (release)" if name == data.detector else "")
-        cells = [Cell(label, detector=name)]
+        cells = [Cell(detector_label(name), "in service" if name == data.detector else "", detector=name)]
         for metric, (_, _, _, show, _) in METRICS.items():
             if as_number(figures.get(metric)) is None:
                 footnote = notes.number(null_reason(data, "detectors", name, metric))
                 cells.append(Cell(EM_DASH, note=footnote))
                 continue
-            text = caught_text(figures) if metric == "events_caught" else show(figures[metric])
-            cells.append(Cell(text, best=name in best[metric]))
+            text = (
+                f"{count(figures[metric])} of {count(figures.get('events'))}"
+                if metric == "events_caught"
+                else show(figures[metric])
+            )
+            cells.append(Cell(text, _beneath(metric, figures), best=name in best[metric]))
         rows.append(cells)
     columns = [Column("Detector", numeric=False), *(Column(label, hint=hint) for label, hint, *_ in METRICS.values())]
-    caption = "Every detector on the same test rows, alarms at the same budget. The best of each column is in bold."
+    caption = f"Every detector on the same test rows, {budget_text(data)}. The best of each column is in bold"
     return Table(caption, columns, rows, notes.reasons)
 
 
-def caught_text(figures: Mapping[str, Any]) -> str:
-    """Caught of judged, and what chance catches.
+def budget_text(data: ReportData) -> str:
+    """How the thresholds of the comparison were set."""
+    budget = as_map(data.evaluation.get("budget"))
+    allowed, rate = (
+        as_number(budget.get("false_episodes_on_calibration")),
+        as_number(budget.get("false_episodes_per_machine_day")),
+    )
+    if budget.get("rule") == "few" and allowed is not None:
+        return f"thresholds that allow {plural(round(allowed), 'false episode')} in all on the calibration rows"
+    return (
+        f"thresholds that allow {rate:g} false episodes per machine and day on the calibration rows"
+        if rate
+        else "at the same budget"
+    )
 
-    >>> caught_text({"events": 9, "events_caught": 7, "events_by_chance": 1.24})
-    '7 of 9 (1.2)'
-    """
-    text = f"{count(figures.get('events_caught'))} of {count(figures.get('events'))}"
-    chance = as_number(figures.get("events_by_chance"))
-    return text if chance is None else f"{text} ({chance:.1f})"
+
+def _beneath(metric: str, figures: Mapping[str, Any]) -> str:
+    """By chance under the failures caught; elsewhere the interval, where there is one."""
+    if metric == "events_caught":
+        chance = as_number(figures.get("events_by_chance"))
+        return "" if chance is None else f"{chance:.1f} by chance"
+    return interval(figures.get(f"{metric}_ci"), 2)
 
 
 def baseline_sentence(data: ReportData) -> tuple[str, bool]:
-    """Says plainly where a baseline beats the autoencoder; and whether one does."""
+    """Says plainly where a baseline beats the autoencoder; and whether one does.
+
+    Fewer false episodes or a longer lead time count only for a baseline that catches no fewer failures.
+    """
     detectors = as_map(data.evaluation.get("detectors"))
     own = as_map(detectors.get("autoencoder"))
     baselines = [name for name in detectors if name not in (*NEURAL_DETECTORS, "ensemble")]
@@ -118,20 +146,31 @@ def baseline_sentence(data: ReportData) -> tuple[str, bool]:
     beaten, compared = [], 0
     for metric, (_, _, sign, show, words) in METRICS.items():
         mine = as_number(own.get(metric))
-        others = {name: as_number(as_map(detectors[name]).get(metric)) for name in baselines}
-        known = {name: value * sign for name, value in others.items() if value is not None}
+        known = _rivals(detectors, baselines, metric)
         if mine is None or not known:
             continue
         compared += 1
-        better = max(known.values())
+        better = max(value * sign for value in known.values())
         if better > mine * sign:
-            names = sentence_list([detector_label(name) for name, value in known.items() if value == better])
+            names = sentence_list([detector_label(name) for name, value in known.items() if value * sign == better])
             beaten.append(f"{names} in {words} ({show(better * sign)} against {show(mine)})")
     if not compared:
         return "The autoencoder and the baselines share no figure that could be compared.", False
     if not beaten:
         return f"No baseline beats the autoencoder in any of the {compared} figures compared.", False
     return f"A baseline beats the autoencoder in {len(beaten)} of {compared} figures: {'; '.join(beaten)}.", True
+
+
+def _rivals(detectors: Mapping[str, Any], baselines: Sequence[str], metric: str) -> dict[str, float]:
+    """The baselines' values of a metric that may be compared with the autoencoder's."""
+    own = as_number(as_map(detectors["autoencoder"]).get("events_caught")) or 0
+    found = {}
+    for name in baselines:
+        figures = as_map(detectors[name])
+        value, caught = as_number(figures.get(metric)), as_number(figures.get("events_caught")) or 0
+        if value is not None and not (metric in NEEDS_A_CATCH and caught < own):
+            found[name] = value
+    return found
 
 
 def cautions(data: ReportData) -> list[str]:
@@ -149,7 +188,7 @@ def cautions(data: ReportData) -> list[str]:
         )
     if events is not None and events < FEW_FAILURES:
         found.append(
-            f"Only {plural(int(events), 'failure was', 'failures were')} judged: one more or less moves every figure by a lot."
+            f"Only {plural(int(events), 'failure was', 'failures were')} judged: one more or less moves every figure."
         )
     if machines is not None and machines < FEW_MACHINES:
         found.append(
@@ -158,10 +197,9 @@ def cautions(data: ReportData) -> list[str]:
     page = as_map(as_map(data.evaluation.get("tiers")).get("page"))
     low, percentile = as_number(page.get("ci_low")), as_number(page.get("percentile"))
     if low is not None and percentile is not None and low > 1 - percentile / 100:
-        found.append(
-            f"The page tier fires more often than its percentile promises: {percent_interval(low, page.get('ci_high'))} of "
-            f"healthy rows, where {percent(1 - percentile / 100)} was asked for."
-        )
+        fires = percent_interval(low, page.get("ci_high")) or percent(page.get("false_positive_rate"))
+        asked = percent(1 - percentile / 100)
+        found.append(f"The page tier fires more often than was asked for: {fires} of healthy rows instead of {asked}.")
     capped = [detector_label(name) for name, history in sorted(data.histories.items()) if history.get("cap_hit")]
     if capped:
         found.append(f"Training stopped at the epoch cap before it had converged: {sentence_list(capped)}.")

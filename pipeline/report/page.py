@@ -1,13 +1,14 @@
-"""The report: one HTML page that opens offline, from the figures of every stage.
+"""The page as text: sections, charts and plotly itself in one file.
 
-`render_report` is a pure function: the same data give the same bytes, with no clock in them. The page loads nothing: plotly, its
-style and its fonts' names stand inside, and a content security policy forbids the browser to fetch anything else.
+`render_report` is a pure function: the same data give the same bytes, with no clock in them. The page loads nothing:
+plotly and the style stand inside, and a content security policy forbids the browser to fetch anything else.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -18,16 +19,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from pipeline.errors import run_reporting_errors
-from pipeline.params import load_params
-from pipeline.report_blocks import PALETTES, Chart, Charts, Section
-from pipeline.report_data import ReportData, gather
-from pipeline.report_sections import facts, headline, opening, sections
-from pipeline.store import write_text
+from pipeline.report.blocks import (
+    Chart,
+    Charts,
+    Section,
+)
+from pipeline.report.colours import PALETTES
+from pipeline.report.data import ReportData
+from pipeline.report.sections import facts, headline, opening, sections
 
-__all__ = ["ReportData", "gather", "json_for_script", "main", "render_report"]
-
-OUTPUT = Path("reports/index.html")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -64,7 +64,7 @@ def render_report(data: ReportData) -> str:
 
 
 def _with_unique_ids(parts: Sequence[Section]) -> tuple[list[Section], list[Chart]]:
-    """Sections whose charts have identifiers of their own, and those charts: two names may read alike in an identifier."""
+    """Sections whose charts have identifiers of their own, and those charts: two names may make one identifier."""
     taken: set[str] = set()
     charts: list[Chart] = []
     kept = []
@@ -114,7 +114,7 @@ def _finite(value: Any) -> Any:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -122,14 +122,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["tidy"] = tidy
+    return environment
 
 
-def main() -> None:
-    """Gather the stages' outputs and write reports/index.html."""
-    page = render_report(gather(Path(), load_params()))
-    write_text(OUTPUT, page)
-    print(f"report: {OUTPUT} ({len(page.encode()) / 1e6:.1f} MB)", flush=True)
+def tidy(text: str) -> str:
+    """A number and its unit stay on one line.
 
-
-if __name__ == "__main__":
-    run_reporting_errors(main)
+    >>> tidy("0.13 % of 7 h")
+    '0.13\\xa0% of 7\\xa0h'
+    """
+    return re.sub(r"(?<=\d) (?=%|h\b|s\b|days\b)", "\u00a0", text)

@@ -1,11 +1,12 @@
 """What the report is made from, and how it is gathered from the outputs of the stages.
 
-Every part is optional: a stage that wrote nothing leaves its section with a sentence that says so. Only damage is an error.
+Every part is optional: a stage that wrote nothing leaves its section with a sentence that says so. Only damage is an
+error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 
 from pipeline.errors import ContractError
 from pipeline.params import Params
-from pipeline.report_blocks import as_map
+from pipeline.report.blocks import as_map, as_number
 from pipeline.store import read_json, read_table, sha256_folder
 
 SCORES_ABSENT = "the evaluation wrote no scores per row"
@@ -29,6 +30,8 @@ class ReportData:
     title: str = "Hearken"
     release_detector: str | None = None  # None: as the evaluation says
     release_id: str | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)  # of the release
+    snapshot: Mapping[str, Any] = field(default_factory=dict)  # data/raw/snapshot.json
     fleet: Mapping[str, Any] = field(default_factory=dict)  # fleet.yaml
     source: str | None = None  # where the data came from
     validation: Mapping[str, Any] | None = None  # metrics/validation.json
@@ -47,18 +50,18 @@ class ReportData:
     notes: Sequence[str] = ()  # sentences for the last section
 
     @property
-    def detector(self) -> str | None:
-        """The detector whose tiers raise alerts."""
-        return self.release_detector or self.evaluation.get("release_detector")
+    def detector(self) -> str:
+        """The detector whose tiers raise alerts; empty where it is not known."""
+        return self.release_detector or str(self.evaluation.get("release_detector") or "")
 
-    def thresholds(self, detector: str | None) -> dict[str, float | None]:
-        """Low and page threshold of a detector; of the release detector also where only the tiers hold them."""
-        own = as_map(as_map(as_map(self.calibration).get("detectors")).get(detector))
-        tiers = as_map(self.evaluation.get("tiers")) if detector == self.detector else {}
+    def thresholds(self, detector: str) -> dict[str, float | None]:
+        """Low and page threshold of a detector; of the release detector those that were judged."""
+        calibrated = as_map(as_map(as_map(self.calibration).get("detectors")).get(detector))
+        judged = as_map(self.evaluation.get("tiers")) if detector == self.detector else {}
         found: dict[str, float | None] = {}
         for tier in ("low", "page"):
-            value = as_map(own.get(tier)).get("threshold", as_map(tiers.get(tier)).get("threshold"))
-            found[tier] = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+            value = as_number(as_map(judged.get(tier)).get("threshold"))
+            found[tier] = as_number(as_map(calibrated.get(tier)).get("threshold")) if value is None else value
         return found
 
 
@@ -67,7 +70,7 @@ def gather(root: Path | str, params: Params) -> ReportData:
 
     Args:
         root: holds `metrics/` and `data/`.
-        params: the settings that made them.
+        params: the report's own settings; those that made the figures are read from the release.
 
     Raises:
         ContractError: no metrics/evaluation.json, or a file that is damaged or of another form.
@@ -75,42 +78,65 @@ def gather(root: Path | str, params: Params) -> ReportData:
     root = Path(root)
     metrics, data = root / "metrics", root / "data"
     evaluation_path = metrics / "evaluation.json"
-    evaluation = _read(evaluation_path, Mapping)
+    evaluation = _object(evaluation_path)
     if evaluation is None:
         raise ContractError.of("metrics", got="no file", expected="the evaluation's figures", where=evaluation_path)
-    histories = {name: _read(data / "models" / name / "history.json", Mapping) for name in params.detectors}
+    names = list(as_map(evaluation.get("detectors"))) or list(params.detectors)
+    histories = {name: _object(data / "models" / name / "history.json") for name in names}
     scores = data / "evaluation" / "scores.parquet"
     release = data / "release"
+    manifest = _object(release / "manifest.json") or {}
     return ReportData(
         evaluation=evaluation,
         title=params.report.title,
         release_detector=str(evaluation.get("release_detector") or params.release.detector),
         release_id=sha256_folder(release)[:16] if release.is_dir() else None,
+        manifest=manifest,
+        snapshot=_object(data / "raw" / "snapshot.json") or {},
         fleet=_read_yaml(data / "raw" / "fleet.yaml"),
-        source=params.source.path,
-        validation=_read(metrics / "validation.json", Mapping),
-        split=_read(metrics / "split.json", Mapping),
-        cleaning=_read(metrics / "cleaning.json", Mapping),
-        calibration=_read(data / "calibration" / "calibration.json", Mapping),
+        validation=_object(metrics / "validation.json"),
+        split=_object(metrics / "split.json"),
+        cleaning=_object(metrics / "cleaning.json"),
+        calibration=_object(data / "calibration" / "calibration.json"),
         histories={name: history for name, history in histories.items() if history is not None},
         scores=read_table(scores) if scores.exists() else None,
-        events=_read(data / "evaluation" / "events.json", list),
-        episodes=_read(data / "evaluation" / "episodes.json", list) or (),
-        roc=_read(data / "evaluation" / "plots" / "roc.json", list) or (),
-        reconstructions=_read(data / "evaluation" / "reconstructions.json", list),
-        params=params.model_dump(mode="json", by_alias=True),
+        events=_list(data / "evaluation" / "events.json"),
+        episodes=_list(data / "evaluation" / "episodes.json") or (),
+        roc=_list(data / "evaluation" / "plots" / "roc.json") or (),
+        reconstructions=_list(data / "evaluation" / "reconstructions.json"),
+        # the settings that stand in the release, not today's file: the page must not change without its inputs
+        params=as_map(manifest.get("params")),
         max_failures=params.report.max_failures,
     )
 
 
-def _read(path: Path, kind: type) -> Any:
-    """A JSON file of the expected kind; None where there is no file."""
+def _object(path: Path) -> Mapping[str, Any] | None:
+    """A JSON object; None where there is no file."""
+    found: Mapping[str, Any] | None = _checked(path, _is_object, "an object")
+    return found
+
+
+def _list(path: Path) -> Sequence[Mapping[str, Any]] | None:
+    """A JSON list of objects; None where there is no file."""
+    expected = "a list of objects"
+    found: Sequence[Mapping[str, Any]] | None = _checked(path, _is_list_of_objects, expected)
+    return found
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_object, value))
+
+
+def _checked(path: Path, fits: Callable[[Any], bool], expected: str) -> Any:
     if not path.exists():
         return None
     value = read_json(path)
-    if not isinstance(value, kind) or (kind is list and not all(isinstance(entry, Mapping) for entry in value)):
-        expected = "a list of objects" if kind is list else "an object"
-        raise ContractError.of("JSON", got=f"a {type(value).__name__} of another form", expected=expected, where=path)
+    if not fits(value):
+        raise ContractError.of("JSON", got=f"a {type(value).__name__}", expected=expected, where=path)
     return value
 
 

@@ -1,7 +1,7 @@
 """What a page is made of: sections of text, tables, charts and key figures; and how numbers read.
 
-Nothing here is HTML. Text is plain and is escaped by the template; charts are plotly's JSON with colours by name ("@accent"),
-which the page resolves to its light, dark or print palette.
+Nothing here is HTML. Text is plain and is escaped by the template; charts are plotly's JSON with colours by name
+("@accent"), which the page resolves to its light, dark or print palette.
 """
 
 from __future__ import annotations
@@ -14,71 +14,6 @@ from typing import Any, Literal
 
 EM_DASH = "—"
 NO_REASON = "no reason was recorded"
-
-DETECTOR_LABELS = {
-    "autoencoder": "Autoencoder",
-    "vae": "Variational autoencoder",
-    "pca": "PCA",
-    "energy_zscore": "Energy z-score",
-    "squared_distance": "Squared distance",
-    "isolation_forest": "Isolation forest",
-    "ensemble": "Ensemble",
-}
-# Light and dark, one truth for the style sheet and the charts. Detector colours differ in lightness as well as in hue.
-PALETTES: dict[str, dict[str, str]] = {
-    "light": {
-        "page": "#f7f6f3",
-        "surface": "#ffffff",
-        "ink": "#1c2329",
-        "muted": "#586470",
-        "line": "#dedbd4",
-        "grid": "#eceae5",
-        "accent": "#0b6b7a",
-        "accent-soft": "#dcebed",
-        "warn": "#9a5b13",
-        "warn-soft": "#f7ecdc",
-        "healthy": "#7d8a96",
-        "healthy-soft": "rgba(125,138,150,0.22)",
-        "faulty": "#b4493a",
-        "faulty-soft": "rgba(180,73,58,0.20)",
-        "false-soft": "rgba(154,91,19,0.16)",
-        "caught-soft": "rgba(11,107,122,0.14)",
-        "d-autoencoder": "#0b6b7a",
-        "d-vae": "#6f5aa8",
-        "d-pca": "#c08a2b",
-        "d-energy_zscore": "#8b939b",
-        "d-squared_distance": "#a8503f",
-        "d-isolation_forest": "#5d8a4c",
-        "d-ensemble": "#2d3b73",
-        "d-other": "#b06a94",
-    },
-    "dark": {
-        "page": "#12161a",
-        "surface": "#1a1f24",
-        "ink": "#e4e8eb",
-        "muted": "#9eabb6",
-        "line": "#333c44",
-        "grid": "#283038",
-        "accent": "#5cbccb",
-        "accent-soft": "#1d3a40",
-        "warn": "#e0ab66",
-        "warn-soft": "#382c1a",
-        "healthy": "#8a98a5",
-        "healthy-soft": "rgba(138,152,165,0.24)",
-        "faulty": "#e58672",
-        "faulty-soft": "rgba(229,134,114,0.24)",
-        "false-soft": "rgba(224,171,102,0.20)",
-        "caught-soft": "rgba(92,188,203,0.18)",
-        "d-autoencoder": "#5cbccb",
-        "d-vae": "#ad9be0",
-        "d-pca": "#dfb866",
-        "d-energy_zscore": "#8f9aa4",
-        "d-squared_distance": "#e08c7a",
-        "d-isolation_forest": "#93c281",
-        "d-ensemble": "#8fa2ea",
-        "d-other": "#d59fc0",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -98,9 +33,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: text, whether it is its column's best, footnote number, and a bar for a share of a whole."""
+    """One cell: text, a smaller line beneath, whether it is its column's best, footnote number, a bar for a share."""
 
     text: str
+    beneath: str = ""
     best: bool = False
     note: int | None = None
     share: float | None = None
@@ -212,20 +148,6 @@ class Footnotes:
         return self.reasons.index(reason) + 1
 
 
-def detector_label(name: str) -> str:
-    """A detector's name for people.
-
-    >>> detector_label("pca"), detector_label("deep_svdd")
-    ('PCA', 'Deep svdd')
-    """
-    return DETECTOR_LABELS.get(name, name.replace("_", " ").strip().capitalize() or name)
-
-
-def detector_colour(name: str) -> str:
-    """A detector's colour by name, the same on the whole page."""
-    return f"@d-{name}" if f"d-{name}" in PALETTES["light"] else "@d-other"
-
-
 def as_number(value: Any) -> float | None:
     """A finite number, or None for anything else (true and false included)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -246,14 +168,15 @@ def count(value: Any) -> str:
 def number(value: Any, digits: int = 3) -> str:
     """Significant digits without an exponent where a person can read it.
 
-    >>> number(0.91234), number(12345.6), number(1.5e-6), number(0)
-    ('0.912', '12,346', '1.50e-06', '0')
+    >>> number(0.91234), number(12345.6), number(1.5e-6), number(0), number(9.99, 2)
+    ('0.912', '12,300', '1.50e-06', '0', '10')
     """
     value = as_number(value)
     if value is None:
         return EM_DASH
     if value == 0:
         return "0"
+    value = float(f"{value:.{digits - 1}e}")  # first, or 9.99 becomes 10.0 instead of 10
     size = math.floor(math.log10(abs(value)))
     if size < -4 or size > 8:
         return f"{value:.{digits - 1}e}"
@@ -279,6 +202,17 @@ def percent_interval(low: Any, high: Any) -> str:
     if as_number(low) is None or as_number(high) is None:
         return ""
     return f"{percent(low).removesuffix(' %')} to {percent(high)}"
+
+
+def interval(pair: Any, digits: int = 2) -> str:
+    """A pair of bounds as text; empty where there is none.
+
+    >>> interval([0.85, 0.941], 3), interval(None)
+    ('0.850 to 0.941', '')
+    """
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or as_number(pair[0]) is None or as_number(pair[1]) is None:
+        return ""
+    return f"{number(pair[0], digits)} to {number(pair[1], digits)}"
 
 
 def hours(value: Any) -> str:

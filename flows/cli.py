@@ -1,0 +1,337 @@
+"""The command line. Every command is a few lines around one function; imports wait until a command needs them.
+
+A person's mistake ends with one line on stderr and exit code 2, never with a traceback.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.errors import HearkenError, UserError
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
+    from pipeline.params import Params
+    from pipeline.release import Release
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__.split("\n")[0]
+)
+releases = typer.Typer(no_args_is_help=True, help="Releases: what was built, and what is in service.")
+app.add_typer(releases, name="releases")
+
+ParamsOption = Annotated[Path, typer.Option("--params", help="Settings to use.")]
+DEFAULT_PARAMS = Path("params.yaml")
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="Folder of the data set or landing zone.")],
+    from_day: Annotated[float, typer.Option(help="First day to write; continues the same fleet.")] = 0.0,
+    days: Annotated[float | None, typer.Option(help="How many days; default: up to the planned end.")] = None,
+    machines: Annotated[int | None, typer.Option(help="Instead of simulate.machines.")] = None,
+    firmware_day: Annotated[float | None, typer.Option(help="Day of a firmware change that no log tells.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of simulate.seed.")] = None,
+    params: ParamsOption = DEFAULT_PARAMS,
+) -> None:
+    """Simulate a fleet of machines as a data set, seeded: the same settings give the same bytes."""
+    from pipeline.params import SimulateParams
+    from pipeline.simulate import simulate as run
+
+    settings = _params(params).simulate
+    given = {"machines": machines, "firmware_day": firmware_day, "seed": seed}
+    settings = SimulateParams.model_validate(
+        settings.model_dump() | {name: value for name, value in given.items() if value is not None}
+    )
+    summary = run(settings, out, from_day=from_day, days=days)
+    _say(f"{summary.rows:,} spectra of {summary.machines} machines in {summary.files} day files: {out}")
+
+
+@app.command()
+def ingest(
+    source: Annotated[Path, typer.Argument(help="A Parquet file, a folder of them, or a data set.")],
+    out: Annotated[Path, typer.Option(help="Folder of the data set to write or to bring up to date.")],
+    timezone: Annotated[str | None, typer.Option(help="IANA name for times without a zone.")] = None,
+    time: Annotated[
+        str, typer.Option(help="absolute, or relative: dates are synthetic, spacing is real.")
+    ] = "absolute",
+    label_column: Annotated[str | None, typer.Option(help="1 faulty, 0 healthy, -1 unknown.")] = None,
+    params: ParamsOption = DEFAULT_PARAMS,
+) -> None:
+    """Bring spectra into the project's form: day files, a maintenance log, fleet.yaml."""
+    from pipeline.ingest import ingest as run
+    from pipeline.params import IngestParams
+
+    _check_time(time)
+    settings = _params(params)
+    given = {"timezone": timezone, "time": time, "label_column": label_column}
+    how = IngestParams.model_validate(settings.ingest.model_dump() | {k: v for k, v in given.items() if v is not None})
+    split = settings.split
+    summary = run(
+        source,
+        out,
+        how,
+        horizon_hours=split.horizon_hours,
+        tune_share=split.tune_failure_share,
+        unseen_share=split.unseen_machine_share,
+    )
+    for warning in summary.warnings:
+        _say(f"[yellow]warning:[/yellow] {escape(warning)}")
+    _say(
+        f"{summary.rows:,} spectra of {summary.machines} machines, {summary.bins} bins, {summary.days} days "
+        f"({summary.written} written, {summary.deleted} deleted), {summary.failures} failures: {out}"
+    )
+
+
+@app.command()
+def build(
+    clone: Annotated[bool, typer.Option(help="Build in a private clone; this checkout stays as it is.")] = False,
+    name: Annotated[str, typer.Option(help="Name of the private clone.")] = "build",
+    promote: Annotated[bool, typer.Option(help="Put the release into service.")] = False,
+) -> None:
+    """Run every stage of dvc.yaml that is out of date, and show what came out."""
+    from flows.build import run_build
+    from flows.registry import promote as put_into_service
+
+    checkout = _checkout()
+    result = run_build(checkout, clone=clone, name=name)
+    if promote and result.release_id:
+        put_into_service(_database(checkout), result.release_id)
+        _say(f"release {result.release_id} is in service")
+
+
+@app.command()
+def backtest(
+    data: Annotated[Path, typer.Argument(help="A Parquet file, a folder of them, or a data set, with labels.")],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.json and report.html.")],
+    label_column: Annotated[str | None, typer.Option(help="1 faulty, 0 healthy, -1 unknown; default: label.")] = None,
+    train_query: Annotated[str | None, typer.Option(help="Rows whose healthy part trains and calibrates.")] = None,
+    test_query: Annotated[
+        str | None, typer.Option(help="Rows that are judged; default: all that do not train.")
+    ] = None,
+    baseline_query: Annotated[str | None, typer.Option(help="Rows that only describe their machine.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA name for times without a zone; default: UTC.")] = None,
+    time: Annotated[
+        str, typer.Option(help="absolute, or relative: dates are synthetic, spacing is real.")
+    ] = "absolute",
+    detectors: Annotated[list[str] | None, typer.Option(help="Names, repeated or with commas; default: all.")] = None,
+    across_machines: Annotated[bool, typer.Option(help="Leave each machine out in turn.")] = False,
+    params: ParamsOption = DEFAULT_PARAMS,
+) -> None:
+    """Train on the healthy past of a recording, calibrate, and judge what comes after."""
+    from pipeline.backtest import BacktestRequest, run_backtest
+
+    _check_time(time)
+    names = tuple(name.strip() for item in detectors or [] for name in item.split(",") if name.strip())
+    request = BacktestRequest(
+        source=data,
+        label_column=label_column,
+        train_query=train_query,
+        test_query=test_query,
+        baseline_query=baseline_query,
+        timezone=timezone,
+        time=time,
+        detectors=names,
+        across_machines=across_machines,
+    )
+    figures = run_backtest(request, _params(params), out, say=lambda line: _say(f"[dim]{escape(str(line))}[/dim]"))
+    for note in figures["notes"]:
+        _say(f"[yellow]note:[/yellow] {escape(note)}")
+    Console().print(comparison_table(figures))
+    _say(f"{out}/report.html, {out}/metrics.json")
+
+
+@app.command()
+def score(
+    release: Annotated[str, typer.Option(help="A release folder, or an id, v3 or 3 of the registry.")],
+    input: Annotated[Path, typer.Option("--input", help="A data set, or anything that ingest takes.")],
+    output: Annotated[Path, typer.Option(help="Folder of the score log, a Parquet file per day.")],
+    since: Annotated[dt.datetime | None, typer.Option(help="Rows from here on (UTC).")] = None,
+    until: Annotated[dt.datetime | None, typer.Option(help="Rows before this (UTC).")] = None,
+) -> None:
+    """Score spectra with a release and write the score log."""
+    from pipeline.score import score_data_set
+
+    loaded = _release(release)
+    with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
+        data_set = (
+            input if (input / "spectra").is_dir() and (input / "fleet.yaml").is_file() else _ingested(input, folder)
+        )
+        summary = score_data_set(loaded, data_set, output, since, until)
+    _say(
+        f"{summary.rows:,} spectra of {summary.machines} machines scored by release {loaded.id}, "
+        f"{summary.unscored:,} of them unusable, {summary.pages} pages: {output}"
+    )
+
+
+@app.command()
+def monitor() -> None:
+    """Score the newest days of the landing zone and ask whether the fleet has changed."""
+    from flows.monitor import monitor as flow
+    from flows.settings import configure
+
+    configure(_settings())
+    flow()
+
+
+@app.command()
+def retrain(
+    why: Annotated[str, typer.Option(help="The reason; stands in the decision.")],
+    changed_at: Annotated[
+        str | None, typer.Option(help="The fleet changed here (ISO, UTC): only later rows train.")
+    ] = None,
+) -> None:
+    """Build a challenger, and put it into service if it is not worse."""
+    from flows.retrain import retrain as flow
+    from flows.settings import configure
+
+    configure(_settings())
+    flow(changed_at=changed_at, reason=why)
+
+
+@releases.command("list")
+def list_command() -> None:
+    """All releases, newest last."""
+    from flows.registry import list_releases
+
+    table = Table("version", "release", "state", "created", "detector's page rate", "note")
+    for row in list_releases(_database(_checkout())):
+        rate = (row.metrics.get("tiers") or {}).get("page", {}).get("false_positive_rate")
+        state = f"{row.state}{' (provisional)' if row.provisional else ''}"
+        created = row.created_at.strftime("%Y-%m-%d %H:%M")
+        table.add_row(
+            f"v{row.version}", row.id, state, created, "—" if rate is None else f"{rate:.2%}", escape(row.note)
+        )
+    Console().print(table)
+
+
+@releases.command("promote")
+def promote_command(
+    release: Annotated[str, typer.Argument(help="An id, v3 or 3.")],
+    note: Annotated[str | None, typer.Option(help="For people.")] = None,
+) -> None:
+    """Put a release into service; the one in service is retired in the same transaction."""
+    from flows.registry import promote
+
+    row = promote(_database(_checkout()), release, note=note)
+    _say(f"release {row.id} (v{row.version}) is in service")
+
+
+def comparison_table(figures: dict[str, Any]) -> Table:
+    """The table of every detector, as it stands in metrics.json."""
+    table = Table("detector", title="Every detector, the same rows, the same budget of false alarms")
+    for column in (
+        "AUROC",
+        "90 % interval",
+        "average precision",
+        "caught",
+        "by chance",
+        "false episodes",
+        "lead time, h",
+    ):
+        table.add_column(column, justify="right")
+    for name, row in figures["detectors"].items():
+        interval = row.get("auroc_ci")
+        table.add_row(
+            name,
+            _number(row["auroc"], 3),
+            "—" if not interval else f"{interval[0]:.3f} to {interval[1]:.3f}",
+            _number(row["average_precision"], 3),
+            "—" if row["events_caught"] is None else f"{row['events_caught']} of {row['events']}",
+            _number(row["events_by_chance"], 1),
+            _number(row["false_episodes"], 0),
+            _number(row["median_lead_time_hours"], 1),
+        )
+    return table
+
+
+def main() -> None:
+    """Entry point of `hearken`."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        sys.exit(error.exit_code)
+    except HearkenError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]failed:[/red] {escape(str(error))}", highlight=False)
+        sys.exit(1)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "—" if value is None else f"{value:.{digits}f}"
+
+
+def _say(line: str) -> None:
+    Console(soft_wrap=True).print(line, highlight=False)
+
+
+def _params(path: Path) -> Params:
+    from pipeline.params import Params, load_params
+
+    if path == DEFAULT_PARAMS and not path.exists():
+        return Params()  # outside a checkout the defaults serve
+    return load_params(path)
+
+
+def _check_time(time: str) -> None:
+    if time not in ("absolute", "relative"):
+        raise UserError(f"--time: got {time!r}, expected absolute or relative.")
+
+
+def _checkout() -> Path:
+    from pipeline.errors import WorkspaceError
+
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
+            return folder
+    raise WorkspaceError(
+        f"checkout: got {Path.cwd()}, expected a folder with dvc.yaml and params.yaml, or one below it."
+    )
+
+
+def _settings() -> Settings:
+    from flows.settings import Settings
+
+    return Settings.of(_checkout())
+
+
+def _database(checkout: Path) -> Any:
+    from flows.database import open_database
+    from flows.settings import Settings
+
+    return open_database(Settings.of(checkout).database_url)
+
+
+def _release(name: str) -> Release:
+    from pipeline.release import load_release
+
+    if Path(name).is_dir():
+        return load_release(Path(name))
+    from flows.registry import find_release
+
+    settings = _settings()
+    row = find_release(_database(settings.checkout), name)
+    return load_release(settings.releases / row.id, row.id)
+
+
+def _ingested(source: Path, folder: str) -> Path:
+    from pipeline.ingest import ingest as run
+    from pipeline.params import IngestParams
+
+    out = Path(folder) / "data"
+    for warning in run(source, out, IngestParams(), horizon_hours=0.0, tune_share=0.0).warnings:
+        _say(f"[yellow]warning:[/yellow] {escape(warning)}")
+    return out
+
+
+if __name__ == "__main__":
+    main()

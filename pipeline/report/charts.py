@@ -1,0 +1,276 @@
+"""The report's charts, as plotly JSON with colours by name.
+
+Shape legend: N rows, B histogram bins. Scores are float64 of shape (n,), higher is more anomalous; an alarm is
+`score > threshold`. No text of the data reaches plotly unescaped: it reads a subset of HTML in its labels.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.report.blocks import (
+    EM_DASH,
+    Chart,
+    as_map,
+    as_number,
+    count,
+    number,
+    percent,
+    sentence_list,
+)
+from pipeline.report.colours import detector_colour, detector_label
+from pipeline.schema import FloatN
+
+Json = dict[str, Any]
+HISTOGRAM_BINS = 60
+HALF_HEIGHT, TALL_HEIGHT = 260, 340
+
+
+def axis(title: str, **more: Any) -> Json:
+    """An axis with its title (and unit); the page adds its colours."""
+    return {"title": {"text": title, "standoff": 8}, **more}
+
+
+def significant(values_N: npt.ArrayLike, digits: int = 4) -> list[float | None]:
+    """Values as JSON holds them: few digits, null for what is not finite.
+
+    >>> significant([0.123456, float("nan"), 1234567.0])
+    [0.1235, None, 1235000.0]
+    """
+    array = np.asarray(values_N, dtype=np.float64)
+    return [float(f"{value:.{digits - 1}e}") if np.isfinite(value) else None for value in array.tolist()]
+
+
+def line(name: str, x: Sequence[Any], y: Sequence[Any], colour: str, **more: Any) -> Json:
+    """A line; `dash`, `width`, `shape` and any key of plotly's scatter."""
+    style = {"color": colour, "width": more.pop("width", 2), "dash": more.pop("dash", "solid")}
+    style["shape"] = more.pop("shape", "linear")
+    return {"type": "scatter", "mode": "lines", "name": html.escape(name), "x": x, "y": y, "line": style, **more}
+
+
+def rule(axis_name: str, at: Any, colour: str, dash: str = "solid", width: float = 1.5) -> Json:
+    """A line across the whole panel, upright (`x`) or level (`y`)."""
+    other = "y" if axis_name == "x" else "x"
+    shape = {"type": "line", f"{axis_name}0": at, f"{axis_name}1": at, f"{other}0": 0, f"{other}1": 1}
+    return {**shape, f"{other}ref": f"{other} domain", "line": {"color": colour, "dash": dash, "width": width}}
+
+
+def note(text: str, **place: Any) -> Json:
+    """A small label inside a panel."""
+    style = {"size": 11, "color": place.pop("colour", "@muted")}
+    return {"text": html.escape(text), "showarrow": False, "font": style, **place}
+
+
+# --- what the models learned ------------------------------------------------------------------------------------------
+
+
+def training_charts(name: str, history: Mapping[str, Any]) -> list[Chart]:
+    """The loss of training and validation rows by epoch; reconstruction and KL in panels of their own.
+
+    Args:
+        name: the detector.
+        history: {"epochs": [{"epoch", "train_loss", "validation_loss", "reconstruction"?, "kl"?}], "best_epoch",
+            "cap_hit"}.
+    """
+    epochs = [as_map(entry) for entry in history.get("epochs") or []]
+    if not epochs:
+        return []
+    x = [entry.get("epoch") for entry in epochs]
+    best = history.get("best_epoch")
+    parts = [
+        (key, label)
+        for key, label in (("reconstruction", "reconstruction"), ("kl", "KL divergence"))
+        if _any(epochs, key)
+    ]
+    colour = detector_colour(name)
+    shown = next((entry.get("validation_loss") for entry in epochs if entry.get("epoch") == best), None)
+    charts = []
+    losses = [
+        line("validation", x, _series(epochs, "validation_loss"), colour, width=2.25),
+        line("train", x, _series(epochs, "train_loss"), "@healthy", dash="dot", width=1.75),
+    ]
+    caption = f"{detector_label(name)}: {len(epochs)} epochs; best epoch {best if best is not None else EM_DASH}"
+    caption += f", validation loss {number(shown, 4)}." if as_number(shown) is not None else "."
+    if history.get("cap_hit"):
+        caption += " Training stopped at the epoch cap, not because it had converged."
+    charts.append(_training_chart(f"training-{name}-loss", f"{detector_label(name)}: loss", caption, losses, best))
+    for key, label in parts:
+        values = _series(epochs, key)
+        traces = [line(label, x, values, colour, width=2.25)]
+        ends = [value for value in values if value is not None]
+        words = f"{label[0].upper()}{label[1:]} term by epoch" + (
+            f", from {number(ends[0])} to {number(ends[-1])}." if ends else "."
+        )
+        title = f"{detector_label(name)}: {label}"
+        charts.append(_training_chart(f"training-{name}-{key}", title, words, traces, best))
+    return charts
+
+
+def _training_chart(chart_id: str, title: str, caption: str, traces: list[Json], best: Any) -> Chart:
+    values = [value for value in traces[0]["y"] if value is not None]
+    corner = ("bottom", 0) if values and values[-1] > values[0] else ("top", 1)  # the one that the curve leaves free
+    layout: Json = {
+        "xaxis": axis("epoch", rangemode="tozero", tickformat="d"),
+        "yaxis": axis("loss (no unit)", tickformat="~g"),
+        "showlegend": len(traces) > 1,
+    }
+    if best is not None:
+        layout["shapes"] = [rule("x", best, "@muted", "dash", 1)]
+        layout["annotations"] = [
+            note("best", x=best, y=corner[1], yref="y domain", xanchor="right", xshift=-4, yanchor=corner[0])
+        ]
+    return Chart(slug(chart_id), title, caption, traces, layout, HALF_HEIGHT, "half")
+
+
+def _any(entries: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return any(as_number(entry.get(key)) is not None for entry in entries)
+
+
+def _series(entries: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
+    return [as_number(entry.get(key)) for entry in entries]
+
+
+# --- thresholds -------------------------------------------------------------------------------------------------------
+
+
+def score_histogram(
+    healthy_N: FloatN, faulty_N: FloatN, bins: int = HISTOGRAM_BINS
+) -> tuple[FloatN, FloatN, FloatN, bool]:
+    """Share of rows per bin for two groups over common edges, in log bins where every score is positive.
+
+    Args:
+        healthy_N: scores of healthy rows; not finite ones are left out.
+        faulty_N: scores of rows before failures, may be empty.
+        bins: number of bins B.
+
+    Returns:
+        (edges (B + 1,), healthy shares (B,), faulty shares (B,), log); shares sum to 1, or are 0 for an empty group.
+
+    >>> edges, healthy, faulty, log = score_histogram(np.array([1.0, 20.0]), np.array([100.0]), bins=2)
+    >>> edges.round(6).tolist(), healthy.tolist(), faulty.tolist(), log
+    ([1.0, 10.0, 100.0], [0.5, 0.5], [0.0, 1.0], True)
+    """
+    groups = [np.asarray(group, np.float64)[np.isfinite(group)] for group in (healthy_N, faulty_N)]
+    both = np.concatenate(groups)
+    if not len(both):
+        return np.linspace(0, 1, bins + 1), np.zeros(bins), np.zeros(bins), False
+    low, high = float(both.min()), float(both.max())
+    log = low > 0
+    if low == high:
+        low, high = (low / 1.1, high * 1.1) if log else (low - 0.5, high + 0.5)
+    edges = np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
+    edges[0], edges[-1] = low, high  # rounding must not lose the extremes
+    shares = []
+    for group in groups:
+        inner = np.searchsorted(edges[1:-1], group, side="right")
+        shares.append(np.bincount(inner, minlength=bins) / max(len(group), 1))
+    return edges, shares[0], shares[1], log
+
+
+def distribution_chart(name: str, healthy_N: FloatN, faulty_N: FloatN, thresholds: Mapping[str, float | None]) -> Chart:
+    """Score distribution of healthy test rows against rows before failures, with the thresholds."""
+    edges, healthy, faulty, log = score_histogram(healthy_N, faulty_N)
+    smallest = min((float(share) for share in (*healthy, *faulty) if share > 0), default=1e-4)
+    floor = smallest * 40  # per cent: below the smallest bin, so that an empty bin meets the axis
+    traces = [_steps("healthy rows", edges, healthy, floor, "@healthy", "@healthy-soft")]
+    if len(faulty_N):
+        traces.append(_steps("rows before failures", edges, faulty, floor, "@faulty", "@faulty-soft"))
+    shapes, notes, words = [], [], []
+    for tier, dash in (("low", "dot"), ("page", "solid")):
+        threshold = thresholds.get(tier)
+        if threshold is None or (log and threshold <= 0):
+            continue
+        at = float(np.log10(threshold)) if log else threshold
+        side = {"xanchor": "right", "xshift": -4} if tier == "low" else {"xanchor": "left", "xshift": 4}
+        shapes.append(rule("x", threshold, "@ink", dash, 1.5))
+        notes.append(note(tier, x=at, y=1.0, yref="y domain", yanchor="top", colour="@ink", **side))
+        words.append(_beyond(tier, threshold, healthy_N, faulty_N))
+    top = max(float(healthy.max()), float(faulty.max()), 1e-3)
+    layout: Json = {
+        "xaxis": axis(f"anomaly score (no unit{', log scale' if log else ''})", type="log" if log else "linear"),
+        "yaxis": axis("rows per bin (%, log)", type="log", range=[float(np.log10(floor)), float(np.log10(top * 200))]),
+        "shapes": shapes,
+        "annotations": notes,
+    }
+    caption = f"{count(len(healthy_N))} healthy rows, {count(len(faulty_N))} rows before failures. " + " ".join(words)
+    layout["xaxis"].update(_decades(edges) if log else {})
+    layout["yaxis"].update({"dtick": 1, "tickformat": "~g"})
+    return Chart(slug(f"scores-{name}"), detector_label(name), caption.strip(), traces, layout, HALF_HEIGHT, "half")
+
+
+def _decades(edges: FloatN) -> Json:
+    """Ticks of a log axis: powers of ten over many decades, 1-2-5 over few."""
+    decades = np.log10(edges[-1] / edges[0])
+    return {"dtick": "D2" if decades < 1.7 else 1, "tickformat": "~g"}
+
+
+def _beyond(tier: str, threshold: float, healthy_N: FloatN, faulty_N: FloatN) -> str:
+    shares = [
+        f"{percent((group > threshold).mean())} of {label}"
+        for group, label in ((healthy_N, "healthy"), (faulty_N, "pre-failure"))
+        if len(group)
+    ]
+    return f"Above {tier} ({number(threshold)}): {sentence_list(shares)} rows."
+
+
+def _steps(name: str, edges: FloatN, shares: FloatN, floor: float, colour: str, fill: str) -> Json:
+    """A histogram as a filled outline; an empty bin stands on the floor, for a log axis has no zero."""
+    percentages = shares * 100
+    drawn = np.maximum(percentages, floor)
+    trace = line(name, significant(edges), significant(np.r_[drawn, drawn[-1]]), colour, width=1.5, shape="hv")
+    template = "score from %{x:.3g}: %{customdata:.3g} % of rows<extra></extra>"
+    told = {"customdata": significant(np.r_[percentages, percentages[-1]]), "hovertemplate": template}
+    return {**trace, **told, "fill": "tozeroy", "fillcolor": fill}
+
+
+# --- comparison -------------------------------------------------------------------------------------------------------
+
+
+def roc_chart(points: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Chart | None:
+    """True-positive rate against false-positive rate (log), one line per detector.
+
+    Args:
+        points: [{"detector", "false_positive_rate", "true_positive_rate"}], in the order of the curve.
+        order: detectors as the page lists them; others follow by name.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for point in points:
+        false, true = as_number(point.get("false_positive_rate")), as_number(point.get("true_positive_rate"))
+        if false is not None and true is not None and false > 0:
+            curves.setdefault(str(point.get("detector")), []).append((false, true))
+    names = [name for name in order if name in curves] + sorted(set(curves) - set(order))
+    traces = []
+    for index, name in enumerate(names):
+        curve = np.array(sorted(curves[name]))
+        keep = np.unique(np.linspace(0, len(curve) - 1, min(len(curve), 300)).astype(int))
+        x, y = significant(curve[keep, 0]), significant(curve[keep, 1])
+        dash = ("solid", "dash", "dot", "dashdot", "longdash")[index % 5]
+        trace = line(detector_label(name), x, y, detector_colour(name), dash=dash, width=2.25 if index == 0 else 1.75)
+        template = (
+            f"{html.escape(detector_label(name))}: %{{y:.1%}} of pre-failure rows at %{{x:.2%}} false<extra></extra>"
+        )
+        traces.append({**trace, "hovertemplate": template})
+    if not traces:
+        return None
+    lowest = max(min(min(false for false, _ in curves[name]) for name in names), 1e-5)
+    x_axis = axis("false-positive rate (log scale)", type="log", range=[np.log10(lowest), 0])
+    layout = {
+        "xaxis": {**x_axis, "dtick": 1, "tickformat": "~p"},
+        "yaxis": axis("true-positive rate", range=[0, 1.02], tickformat=".0%"),
+    }
+    caption = (
+        f"Share of rows before failures above a threshold against share of healthy rows above it, for "
+        f"{sentence_list([detector_label(name) for name in names])}. Descriptive: swept over the test rows themselves."
+    )
+    return Chart("roc", "True positives against false positives", caption, traces, layout, TALL_HEIGHT)
+
+
+def slug(text: str) -> str:
+    """An identifier for the page from a name of the data."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "chart"

@@ -1,0 +1,82 @@
+"""Names and colours of detectors, and the page's palettes."""
+
+from __future__ import annotations
+
+DETECTOR_LABELS = {
+    "autoencoder": "Autoencoder",
+    "vae": "Variational autoencoder",
+    "pca": "PCA",
+    "energy_zscore": "Energy z-score",
+    "squared_distance": "Squared distance",
+    "isolation_forest": "Isolation forest",
+    "ensemble": "Ensemble",
+}
+# Light and dark, one truth for the style sheet and the charts. Detector colours differ in lightness as well as in hue.
+PALETTES: dict[str, dict[str, str]] = {
+    "light": {
+        "page": "#f7f6f3",
+        "surface": "#ffffff",
+        "ink": "#1c2329",
+        "muted": "#586470",
+        "line": "#dedbd4",
+        "grid": "#eceae5",
+        "accent": "#0b6b7a",
+        "accent-soft": "#dcebed",
+        "warn": "#9a5b13",
+        "warn-soft": "#f7ecdc",
+        "healthy": "#7d8a96",
+        "healthy-soft": "rgba(125,138,150,0.22)",
+        "faulty": "#b4493a",
+        "faulty-soft": "rgba(180,73,58,0.20)",
+        "false-soft": "rgba(154,91,19,0.16)",
+        "caught-soft": "rgba(11,107,122,0.14)",
+        "d-autoencoder": "#0b6b7a",
+        "d-vae": "#6f5aa8",
+        "d-pca": "#c08a2b",
+        "d-energy_zscore": "#8b939b",
+        "d-squared_distance": "#a8503f",
+        "d-isolation_forest": "#5d8a4c",
+        "d-ensemble": "#2d3b73",
+        "d-other": "#b06a94",
+    },
+    "dark": {
+        "page": "#12161a",
+        "surface": "#1a1f24",
+        "ink": "#e4e8eb",
+        "muted": "#9eabb6",
+        "line": "#333c44",
+        "grid": "#283038",
+        "accent": "#5cbccb",
+        "accent-soft": "#1d3a40",
+        "warn": "#e0ab66",
+        "warn-soft": "#382c1a",
+        "healthy": "#8a98a5",
+        "healthy-soft": "rgba(138,152,165,0.24)",
+        "faulty": "#e58672",
+        "faulty-soft": "rgba(229,134,114,0.24)",
+        "false-soft": "rgba(224,171,102,0.20)",
+        "caught-soft": "rgba(92,188,203,0.18)",
+        "d-autoencoder": "#5cbccb",
+        "d-vae": "#ad9be0",
+        "d-pca": "#dfb866",
+        "d-energy_zscore": "#8f9aa4",
+        "d-squared_distance": "#e08c7a",
+        "d-isolation_forest": "#93c281",
+        "d-ensemble": "#8fa2ea",
+        "d-other": "#d59fc0",
+    },
+}
+
+
+def detector_label(name: str) -> str:
+    """A detector's name for people.
+
+    >>> detector_label("pca"), detector_label("deep_svdd")
+    ('PCA', 'Deep svdd')
+    """
+    return DETECTOR_LABELS.get(name, name.replace("_", " ").strip().capitalize() or name)
+
+
+def detector_colour(name: str) -> str:
+    """A detector's colour by name, the same on the whole page."""
+    return f"@d-{name}" if f"d-{name}" in PALETTES["light"] else "@d-other"

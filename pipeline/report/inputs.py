@@ -1,0 +1,218 @@
+"""What went in and what was learned from it: rows set aside and why, then the training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.report.blocks import (
+    EM_DASH,
+    Block,
+    Cell,
+    Chart,
+    Charts,
+    Column,
+    Items,
+    Section,
+    Table,
+    Tables,
+    Text,
+    as_map,
+    as_number,
+    count,
+    number,
+    percent,
+    plural,
+    when,
+)
+from pipeline.report.charts import training_charts
+from pipeline.report.colours import detector_label
+from pipeline.report.data import ReportData
+from pipeline.report.judgement import detector_order
+
+LISTED = 10
+EXACT: Mapping[str, str] = {}  # names of the data, shown as they are
+LOG_STATUS_WORDS = {
+    "healthy": "healthy",
+    "horizon": "in the horizon before a failure",
+    "down": "down after a failure",
+    "repair": "in repair",
+    "run_in": "run-in after a repair",
+    "off": "off",
+    "untagged": "not tagged healthy",
+    "unconfirmed": "younger than the horizon",
+    "before_change": "before the fleet changed",
+    "quarantined": "quarantined by validation",
+}
+ROLE_WORDS = {
+    "none": "none (scored only)",
+    "baseline": "baseline (describes its machine)",
+    "train": "train",
+    "validation": "validation (early stopping)",
+    "calibration": "calibration (thresholds)",
+    "tune": "tune (before tune failures)",
+    "test": "test",
+}
+
+
+def data_section(data: ReportData) -> Section:
+    """Rows by what became of them, and why."""
+    validation, split, cleaning = as_map(data.validation), as_map(data.split), as_map(data.cleaning)
+    by_role = as_map(as_map(split.get("rows")).get("by_role")) or as_map(
+        as_map(data.evaluation.get("dataset")).get("roles")
+    )
+    by_status = as_map(as_map(split.get("rows")).get("by_log_status"))
+    quarantined, removed = as_map(validation.get("by_reason")), as_map(cleaning.get("by_machine"))
+    candidates = [
+        _count_table(by_status, "What the maintenance log says", "Status", LOG_STATUS_WORDS),
+        _count_table(by_role, "What the rows are used for", "Role", ROLE_WORDS),
+        _count_table(quarantined, "Quarantined by validation", "Reason", whole=validation.get("rows")),
+        _count_table(removed, "Removed by cleaning, most first", "Machine", EXACT, whole=_cleaned(cleaning)),
+    ]
+    tables = [table for table in (*candidates, _time_order(split), _failure_use(split)) if table is not None]
+    blocks: list[Block] = [Text(text) for text in _set_aside(validation, cleaning)]
+    blocks += [Tables(tables)] if tables else []
+    worst = cleaning.get("worst_episodes")
+    blocks += _worst_episodes(worst) if isinstance(worst, list) else []
+    blocks += _unused_failures(split)
+    said = [str(text) for source in (data.snapshot, validation, split, cleaning) for text in _sentences(source)]
+    blocks += [Items(said, "Said by the stages")] if said else []
+    return Section("data", "Data", "What was used, what was set aside, and why.", blocks)
+
+
+def _sentences(metrics: Mapping[str, Any]) -> list[Any]:
+    """Notes and warnings of a stage; warnings may be counts by check."""
+    found = list(metrics.get("notes") or [])
+    warnings = metrics.get("warnings") or []
+    if isinstance(warnings, Mapping):
+        return found + [f"{_words(name)}: {count(value)} rows (kept)." for name, value in warnings.items() if value]
+    return found + list(warnings)
+
+
+def _cleaned(cleaning: Mapping[str, Any]) -> float | None:
+    """How many rows cleaning looked at."""
+    return next((value for key in ("looked_at", "rows") if (value := as_number(cleaning.get(key)))), None)
+
+
+def _set_aside(validation: Mapping[str, Any], cleaning: Mapping[str, Any]) -> list[str]:
+    """One sentence for validation and one for cleaning."""
+    found = []
+    rows, quarantined = as_number(validation.get("rows")), as_number(validation.get("quarantined"))
+    if quarantined is not None:
+        share = f" ({percent(quarantined / rows)} of {count(rows)})" if rows else ""
+        found.append(
+            f"Validation quarantined {plural(int(quarantined), 'row')}{share} for facts of the spectrum itself."
+        )
+    removed = as_number(cleaning.get("removed"))
+    if removed is not None:
+        seen = _cleaned(cleaning)
+        share = f" ({percent(removed / seen)} of {count(seen)})" if seen else ""
+        found.append(
+            f"Cleaning removed {plural(int(removed), 'row')}{share} from training and validation only. Calibration and "
+            "test keep every row that the maintenance log calls healthy, or their false alarms would be flattered."
+        )
+    if cleaning.get("cap_hit"):
+        found.append(
+            "Cleaning reached its cap (clean.max_removed_share): more episodes were as odd, and stay in training."
+        )
+    return found
+
+
+def _count_table(
+    counts: Mapping[str, Any], caption: str, head: str, words: Mapping[str, str] | None = None, whole: Any = None
+) -> Table | None:
+    """Counts with their shares, most first; None where there are none."""
+    known = {str(name): value for name, raw in counts.items() if (value := as_number(raw))}
+    if not known:
+        return None
+    total = max(as_number(whole) or 0.0, sum(known.values()))
+    body = [
+        [
+            Cell(_words(name) if words is None else words.get(name, name)),
+            Cell(count(value)),
+            Cell(percent(value / total), share=value / total),
+        ]
+        for name, value in sorted(known.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    return Table(caption, [Column(head, numeric=False), Column("Rows"), Column("Share")], body)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ") or "none given"
+
+
+def _time_order(split: Mapping[str, Any]) -> Table | None:
+    """From when to when each role's rows may lie, where one calendar holds for all machines."""
+    edges = as_map(split.get("boundaries"))
+    spans = [
+        ("Train and validation", "start", "train_end"),
+        ("Calibration", "calibration_start", "calibration_end"),
+        ("Test", "test_start", "end"),
+    ]
+    body = [
+        [Cell(name), Cell(when(edges[a])), Cell(when(edges[b]))]
+        for name, a, b in spans
+        if edges.get(a) and edges.get(b)
+    ]
+    if not body:
+        return None
+    return Table(
+        "Time order, with purge gaps between",
+        [Column("Rows", numeric=False), Column("From (UTC)"), Column("To (UTC)")],
+        body,
+    )
+
+
+def _failure_use(split: Mapping[str, Any]) -> Table | None:
+    failures = as_map(split.get("failures"))
+    names = [("total", "In the log"), ("tune", "Tune the thresholds"), ("judged", "Judged"), ("unused", "Not used")]
+    body = [
+        [Cell(words), Cell(count(failures[key]))] for key, words in names if as_number(failures.get(key)) is not None
+    ]
+    return Table("Failures", [Column("Use", numeric=False), Column("Failures")], body) if body else None
+
+
+def _unused_failures(split: Mapping[str, Any]) -> list[Block]:
+    listed = as_map(split.get("failures")).get("unused_why")
+    rows = [
+        [Cell(str(entry.get(key) or EM_DASH)) for key in ("failure_id", "machine_id", "role", "why")]
+        for entry in map(as_map, listed if isinstance(listed, list) else [])
+    ]
+    if not rows:
+        return []
+    columns = [Column(name, numeric=False) for name in ("Failure", "Machine", "Role", "Why it is not used")]
+    return [Table("Failures that neither tune nor judge", columns, rows)]
+
+
+def _worst_episodes(episodes: Sequence[Any]) -> list[Block]:
+    rows = []
+    for episode in map(as_map, episodes[:LISTED]):
+        machine = str(episode.get("machine_id") or episode.get("machine") or EM_DASH)
+        spans = [Cell(when(episode.get("start"))), Cell(when(episode.get("end")))]
+        fate = "kept" if episode.get("removed") is False else "removed"
+        rows.append(
+            [Cell(machine), *spans, Cell(count(episode.get("rows"))), Cell(number(episode.get("error"))), Cell(fate)]
+        )
+    if not rows:
+        return []
+    heads = [Column("From (UTC)"), Column("To (UTC)"), Column("Rows"), Column("Error", hint="robust SD"), Column("")]
+    return [Table("Worst episodes that cleaning saw", [Column("Machine", numeric=False), *heads], rows)]
+
+
+def training_section(data: ReportData) -> Section:
+    """Curves of every detector that trains by epochs, and a warning where the epoch cap was hit."""
+    blocks: list[Block] = []
+    charts: list[Chart] = []
+    order = detector_order(data)
+    for name in [*order, *sorted(set(data.histories) - set(order))]:
+        history = as_map(data.histories.get(name))
+        own = training_charts(name, history)
+        charts += own
+        if own and history.get("cap_hit"):
+            said = [str(text) for text in history.get("warnings") or []] or ["Training stopped at the epoch cap."]
+            blocks.append(
+                Text(f"{detector_label(name)}: {' '.join(said)} More epochs may lower the loss further.", "warning")
+            )
+    blocks += [Charts(charts)] if charts else []
+    lead = "Loss on training rows, and on validation rows that no step saw. The weights of the best epoch are kept."
+    return Section("training", "What the models learned", lead, blocks)

@@ -1,0 +1,67 @@
+"""What every test shares: no telemetry, no connection beyond loopback, the folder of real recordings, a small fleet."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOPBACK = Path(__file__).parent / "loopback"
+REFUSED = Path(tempfile.mkdtemp(prefix="hearken-tests-")) / "refused-connections"
+
+os.environ["HEARKEN_REFUSED_CONNECTIONS"] = str(REFUSED)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(LOOPBACK), os.environ.get("PYTHONPATH", "")]))
+os.environ.update(
+    DO_NOT_TRACK="1",
+    GX_ANALYTICS_ENABLED="false",
+    DVC_NO_ANALYTICS="1",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+)
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+sys.path.insert(0, str(LOOPBACK))
+import sitecustomize  # noqa: E402  (another sitecustomize may have been imported at start: load ours by its path)
+
+if Path(getattr(sitecustomize, "__file__", "")).parent != LOOPBACK:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("loopback_guard", LOOPBACK / "sitecustomize.py")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A refused connection that a test has not accounted for fails the suite, whoever swallowed the error."""
+    if REFUSED.exists() and REFUSED.read_text():
+        print(f"\nconnections beyond this machine were refused:\n{REFUSED.read_text()}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def refused() -> Path:
+    """The list of refused connections; a test that provokes one empties it again."""
+    return REFUSED
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real recordings: HEARKEN_REAL_DATA, then ../shared/data; a skip with a reason where neither is."""
+    named = os.environ.get("HEARKEN_REAL_DATA")
+    if named:
+        assert Path(named).is_dir(), f"HEARKEN_REAL_DATA: got {named}, expected a folder"
+        return Path(named)
+    beside = ROOT.parent / "shared" / "data"
+    if not beside.is_dir():
+        pytest.skip("no real recordings: HEARKEN_REAL_DATA is not set and ../shared/data does not exist")
+    return beside
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded random numbers."""
+    return np.random.default_rng(20250101)

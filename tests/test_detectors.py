@@ -1,0 +1,173 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from pipeline.detectors import CLASSES, Detector, Fitting, TrainingRows, fit_baselines, load_detector, make_detector
+from pipeline.detectors.baseline import BaselineTable
+from pipeline.detectors.linear import PcaDetector
+from pipeline.errors import ContractError, ReleaseError, UserError
+from pipeline.params import TrainParams
+
+BINS = 16
+NAMES = ["a", "b"]
+QUICK = TrainParams.model_validate(
+    {
+        "score_batch_rows": 64,
+        "autoencoder": {"latent": 3, "channels": [4, 8], "optimiser": {"max_epochs": 25, "batch_rows": 64}},
+        "vae": {"latent": 3, "channels": [4, 8], "optimiser": {"max_epochs": 25, "batch_rows": 64}},
+    }
+)
+
+
+def healthy(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two machines that differ, three hidden loads that move the bins together."""
+    machine = rng.integers(0, 2, rows)
+    mixing = np.random.default_rng(1).normal(size=(3, BINS))
+    offset = np.random.default_rng(2).normal(size=(2, BINS))
+    logs = rng.normal(size=(rows, 3)) @ mixing + offset[machine] + 0.1 * rng.normal(size=(rows, BINS))
+    return np.exp(logs).astype(np.float32), machine
+
+
+@pytest.fixture
+def rows(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, BaselineTable]:
+    spectra, machine = healthy(rng, 1500)
+    table = fit_baselines(spectra, machine, NAMES, np.zeros(1500, int))
+    return spectra, table.codes(NAMES, machine, np.zeros(1500, int)), table
+
+
+def fitted(name: str, rows: tuple[np.ndarray, np.ndarray, BaselineTable], seed: int = 3) -> Detector:
+    spectra, code, table = rows
+    detector = make_detector(name, table, QUICK, torch.device("cpu"))
+    training = TrainingRows(spectra[:1000], code[:1000], spectra[1000:], code[1000:])
+    detector.fit(training, Fitting(seed, torch.device("cpu")))
+    return detector
+
+
+@pytest.mark.parametrize("name", CLASSES)
+class TestEveryDetector:
+    def test_a_row_scores_the_same_wherever_it_stands(self, name, rows) -> None:
+        spectra, code, _ = rows
+        detector = fitted(name, rows)
+        whole = detector.score(spectra, code)
+        assert whole.dtype == np.float64
+        assert np.isfinite(whole).all()
+        for begin, end in ((1, 1500), (63, 66), (700, 701)):
+            np.testing.assert_array_equal(detector.score(spectra[begin:end], code[begin:end]), whole[begin:end])
+
+    def test_shares_of_the_bins_sum_to_the_score(self, name, rows) -> None:
+        spectra, code, _ = rows
+        detector = fitted(name, rows)
+        shares = detector.explain(spectra[:200], code[:200])
+        assert shares.shape == (200, BINS)
+        assert (shares >= 0).all()
+        np.testing.assert_allclose(shares.sum(1), detector.score(spectra[:200], code[:200]), rtol=1e-5)
+
+    def test_saved_and_loaded_it_gives_the_same_bits(self, name, rows, tmp_path: Path) -> None:
+        spectra, code, _ = rows
+        detector = fitted(name, rows)
+        detector.save(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"weights.safetensors", "manifest.json"}
+        np.testing.assert_array_equal(load_detector(tmp_path).score(spectra, code), detector.score(spectra, code))
+
+    def test_the_same_seed_gives_the_same_bytes(self, name, rows, tmp_path: Path) -> None:
+        for part in ("one", "two"):
+            (tmp_path / part).mkdir()
+            fitted(name, rows).save(tmp_path / part)
+        first, second = ((tmp_path / part / "weights.safetensors").read_bytes() for part in ("one", "two"))
+        assert first == second
+
+    def test_a_fault_scores_higher_than_health(self, name, rows, rng) -> None:
+        spectra, code, _ = rows
+        detector = fitted(name, rows)
+        faulty = spectra[1000:].copy()
+        faulty[:, 5:8] *= 60
+        scores = np.r_[detector.score(spectra[1000:], code[1000:]), detector.score(faulty, code[1000:])]
+        assert roc_auc_score(np.repeat([0, 1], 500), scores) > 0.85
+
+    def test_another_number_of_bins_is_refused(self, name, rows) -> None:
+        detector = fitted(name, rows)
+        with pytest.raises(ContractError, match=r"got \(4, 15\), expected \(N, 16\)"):
+            detector.score(np.ones((4, 15), np.float32), np.zeros(4, np.int32))
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "vae"])
+def test_training_beats_the_mean_and_keeps_the_best_epoch(name: str, rows) -> None:
+    spectra, code, table = rows
+    detector = make_detector(name, table, QUICK, torch.device("cpu"))
+    history = detector.fit(
+        TrainingRows(spectra[:1000], code[:1000], spectra[1000:], code[1000:]), Fitting(3, torch.device("cpu"))
+    )
+    losses = [epoch["validation_loss"] for epoch in history["epochs"]]
+    assert losses[history["best_epoch"] - 1] < 0.6 * losses[0]
+    if name == "vae":
+        assert {"reconstruction", "kl"} <= history["epochs"][-1].keys()
+
+
+def test_a_cap_on_epochs_is_told(rows) -> None:
+    spectra, code, table = rows
+    params = QUICK.model_validate(
+        {"score_batch_rows": 64, "autoencoder": {"latent": 3, "channels": [4], "optimiser": {"max_epochs": 2}}}
+    )
+    detector = make_detector("autoencoder", table, params, torch.device("cpu"))
+    history = detector.fit(TrainingRows(spectra, code, spectra, code), Fitting(3, torch.device("cpu")))
+    assert history["cap_hit"]
+    assert "max_epochs (2)" in history["warnings"][0]
+
+
+def test_pca_spans_the_hidden_loads(rows) -> None:
+    detector = fitted("pca", rows)
+    assert isinstance(detector, PcaDetector)
+    assert detector.vectors.shape == (BINS, 3)
+
+
+def test_baselines_make_machines_alike_and_unknown_ones_get_the_fleets(rng) -> None:
+    spectra, machine = healthy(rng, 2000)
+    table = fit_baselines(spectra, machine, NAMES, np.zeros(2000, int))
+    code = table.codes([*NAMES, "new"], np.array([0, 1, 2, 0]), np.array([0, 0, 0, 3]))
+    assert code.tolist() == [1, 2, 0, 0]
+    relative = table.relative(
+        torch.from_numpy(spectra), torch.from_numpy(machine + 1), table.tables(torch.device("cpu"))
+    ).numpy()
+    assert np.abs(np.median(relative[machine == 0], axis=0)).max() < 0.05
+    assert 0.7 < relative.std() < 1.4
+    # the fleet's baseline is wider than a machine's own wherever machines differ
+    assert (table.scale[0] >= 0.9 * np.sqrt(np.median(table.scale[1:] ** 2, axis=0))).all()
+    assert table.scale[0].mean() > table.scale[1:].mean()
+
+
+def test_short_history_leans_on_the_fleet(rng) -> None:
+    spectra, machine = healthy(rng, 1030)
+    machine[:] = 0
+    machine[1000:] = 1
+    few = fit_baselines(spectra, machine, NAMES, np.zeros(1030, int), shrink_rows=1000, min_rows=20)
+    alone = fit_baselines(spectra, machine, NAMES, np.zeros(1030, int), shrink_rows=0, min_rows=20)
+    assert np.abs(np.log(few.scale[2] / few.scale[1])).mean() < np.abs(np.log(alone.scale[2] / alone.scale[1])).mean()
+    assert fit_baselines(spectra, machine, NAMES, np.zeros(1030, int), min_rows=40).keys == (("a", 0),)
+
+
+def test_zero_magnitudes_and_constant_bins_stay_finite() -> None:
+    spectra = np.ones((100, BINS), np.float32)
+    spectra[:, 3] = 0
+    table = fit_baselines(spectra, np.zeros(100, int), ["a"], np.zeros(100, int))
+    detector = make_detector("squared_distance", table, QUICK, torch.device("cpu"))
+    assert np.isfinite(detector.score(np.zeros((5, BINS), np.float32), np.ones(5, np.int32))).all()
+
+
+def test_damaged_and_unknown_detectors_are_refused(rows, tmp_path: Path) -> None:
+    detector = fitted("pca", rows)
+    detector.save(tmp_path)
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ReleaseError, match="damaged weights|expected weights"):
+        load_detector(tmp_path)
+    detector.save(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"detector": "oracle"}))
+    with pytest.raises(ReleaseError, match="got 'oracle'"):
+        load_detector(tmp_path)
+    with pytest.raises(UserError, match="got 'oracle'"):
+        make_detector("oracle", rows[2], QUICK, torch.device("cpu"))

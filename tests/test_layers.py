@@ -1,0 +1,50 @@
+"""Layers point one way, and heavy libraries have one door each."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ONLY_IN = {
+    "great_expectations": {"pipeline/validate.py"},
+    "evidently": {"pipeline/drift.py"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", modules("pipeline"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pipeline_knows_nothing_of_prefect_or_flows(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports_of(path)}
+    assert not roots & {"prefect", "flows", "sqlalchemy", "alembic", "typer"}
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_heavy_library_has_one_door(library: str) -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("pipeline", "flows")
+        for path in modules(folder)
+        if library in {name.split(".")[0] for name in imports_of(path)}
+    }
+    assert users == ONLY_IN[library]
+
+
+def test_only_evaluation_reads_the_truth_of_a_simulation() -> None:
+    readers = {path.name for path in modules("pipeline") if '"truth.parquet"' in path.read_text()}
+    # simulate writes it, ingest carries it along unread
+    assert readers <= {"simulate.py", "ingest.py", "landing.py", "evaluate.py", "maintenance.py"}
+    assert "evaluate.py" in readers
