@@ -53,7 +53,7 @@ def simulate(
         settings.model_dump() | {name: value for name, value in given.items() if value is not None}
     )
     summary = run(settings, out, from_day=from_day, days=days)
-    _say(f"{summary.rows:,} spectra of {summary.machines} machines in {summary.files} day files: {out}")
+    _say(f"{summary.rows:,} spectra of {summary.machines} machines in {summary.days} days: {out}")
 
 
 @app.command()

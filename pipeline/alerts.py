@@ -104,7 +104,7 @@ class Timeline:
         """Alert rows (sorted) of one machine closer than the gap, as episodes."""
         index = np.flatnonzero(alert_rows_N)
         if not len(index):
-            return Episodes(*(np.empty(0, np.int64) for _ in range(2)), self)
+            return Episodes(index, index, self)
         machine, time_us = self.machine[index], self.time_us[index]
         new = np.r_[True, (machine[1:] != machine[:-1]) | (np.diff(time_us) > self.policy.gap_us)]
         first = index[new]

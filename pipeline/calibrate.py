@@ -1,4 +1,4 @@
-"""Stage `calibrate`: from scores of healthy calibration rows to tail tables, thresholds per tier, and an alert policy."""
+"""Stage `calibrate`: from scores of healthy calibration rows to tail tables, tiers, and an alert policy."""
 
 from __future__ import annotations
 

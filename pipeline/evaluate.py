@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +86,19 @@ def judged_rows(scored: Scored, label_N: np.ndarray, keep_N: BoolN) -> JudgedRow
     return JudgedRows(scored.rows.machine[keep_N], scored.rows.time_us[keep_N], label_N[keep_N], scores)
 
 
-def load_judged(root: Path, name: str) -> tuple[JudgedRows, list[str]]:
-    """Rows with scores as `calibrate` wrote them: all healthy."""
-    table = read_table(root / f"data/{name}/scores.parquet")
-    machine, machines = codes_and_names(table["machine_id"])
+def load_calibration_rows(root: Path, machines: Sequence[str]) -> JudgedRows:
+    """Healthy rows with scores as `calibrate` wrote them, their machines as codes into `machines` and beyond."""
+    table = read_table(root / "data/calibration/scores.parquet")
+    machine, names = codes_and_names(table["machine_id"])
+    known = {name: code for code, name in enumerate(machines)}
+    codes = np.array([known.setdefault(name, len(known)) for name in names], np.int32)
     scores = {
         column.removeprefix("score_"): table[column].to_numpy()
         for column in table.column_names
         if column.startswith("score_")
     }
     label = np.full(table.num_rows, HEALTHY, np.int8)
-    return JudgedRows(machine, times_us(table["timestamp"]), label, scores), machines
+    return JudgedRows(codes[machine], times_us(table["timestamp"]), label, scores)
 
 
 def evaluate(
@@ -134,7 +137,7 @@ def evaluate(
 
 
 def reconstructions(detector: Detector, scored: Scored, judgement: Judgement, fleet: FleetSpec) -> list[dict[str, Any]]:
-    """A few healthy spectra and a few at the first row of an alert that caught a failure, beside what the model makes."""
+    """A few healthy spectra and a few at the start of an alert that caught a failure, with their reconstructions."""
     if not isinstance(detector, NeuralDetector):
         return []
     rows, values = scored.rows, scored.scores[detector.name]
@@ -200,7 +203,7 @@ def main() -> None:
     tables, calibrated = load_calibration(root / "data/calibration", params.detectors)
     print(f"progress evaluate: {len(rows):,} test rows", flush=True)
     scored = score_rows(detectors, rows, tables)
-    calibration, _ = load_judged(root, "calibration")
+    calibration = load_calibration_rows(root, rows.machines)
     failures = read_table(raw / "failures.parquet", schema=FAILURE_SCHEMA)
     truth = read_truth(raw, params.evaluate.use_truth)
     judgement = evaluate(

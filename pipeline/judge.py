@@ -325,7 +325,7 @@ def judge_tiers(
     days: float,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """The release's own detector as it would be in service: tiers with the rate they reach, and the page tier's alerts."""
+    """The release's own detector as it would serve: tiers with the rates they reach, and the page tier's alerts."""
     healthy = test.label == HEALTHY
     score, healthy_score = test.scores[detector], calibration.scores[detector]
     blocks = (calibration.machine, calibration.time_us // MICROSECONDS_PER_DAY)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ParamsError
 
@@ -22,7 +22,15 @@ Device = Literal["auto", "cpu", "cuda"]
 
 DETECTOR_NAMES = ("autoencoder", "vae", "pca", "energy_zscore", "squared_distance")
 NEURAL_DETECTORS = ("autoencoder", "vae")
-DetectorName = Literal["autoencoder", "vae", "pca", "energy_zscore", "squared_distance"]
+
+
+def _known_detector(name: str) -> str:
+    if name not in DETECTOR_NAMES:
+        raise ValueError(f"got {name!r}, expected one of {', '.join(DETECTOR_NAMES)}")
+    return name
+
+
+DetectorName = Annotated[str, AfterValidator(_known_detector)]
 
 
 class Section(BaseModel):

@@ -6,6 +6,7 @@ Sixty-four correlated bins would raise an alarm each; eight bands, the shape and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -51,8 +52,7 @@ def shape_columns(relative_NG: np.ndarray, spectra_NF: FloatNF) -> dict[str, np.
     bins = spectra_NF.shape[1]
     edges = np.unique(np.linspace(0, bins, min(BANDS, bins) + 1).astype(int))
     columns = {
-        f"band_{index + 1}": relative_NG[:, low:high].mean(1)
-        for index, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+        f"band_{index + 1}": relative_NG[:, low:high].mean(1) for index, (low, high) in enumerate(pairwise(edges))
     }
     total = np.maximum(np.abs(spectra_NF).sum(1), 1e-30)
     columns["energy"] = relative_NG[:, -1]

@@ -117,9 +117,9 @@ def score_day(
     machine, machines = codes_and_names(table["machine_id"])
     machine = machine[chosen]
     epoch = epochs.of_rows(machine, time_us, machines)
-    usable = np.isfinite(spectra).all(1)
+    usable: BoolN = np.asarray(np.isfinite(spectra).all(axis=1))
     if release.fleet.kind == "spectrum":
-        usable &= (np.nan_to_num(spectra) >= 0).all(1)
+        usable = np.asarray(usable & (np.nan_to_num(spectra) >= 0).all(axis=1))
     columns, tier, top = score_columns(release, spectra, machine, machines, epoch, usable)
     keys = {
         "file": dictionary_column(np.zeros(len(chosen), np.int16), [path.name]),
@@ -145,7 +145,7 @@ def score_columns(
     epoch_N: np.ndarray,
     usable_N: BoolN,
 ) -> tuple[dict[str, pa.Array], np.ndarray, pa.Array]:
-    """Score and tail columns per member and of the ensemble, tier codes, top bins; rows that are not usable get nulls."""
+    """Score and tail columns per member and of the ensemble, tier codes, top bins; unusable rows get nulls."""
     rows, good = len(spectra_NF), np.flatnonzero(usable_N)
     clean = spectra_NF if len(good) == rows else spectra_NF[good]
     machine, epoch = machine_N[good], epoch_N[good]

@@ -1,7 +1,7 @@
 """Tail probabilities: how often a healthy row scores as high.
 
-The conformal rank (1 + #{calibration >= s}) / (n + 1) of Bates et al. (arXiv 2104.08279, eq. 3), from a table that keeps
-the highest scores whole and thins the rest, so that it stays small beside 18 million calibration rows.
+The conformal rank (1 + #{calibration >= s}) / (n + 1) of Bates et al. (arXiv 2104.08279, eq. 3), from a table that
+keeps the highest scores whole and thins the rest, so that it stays small beside 18 million calibration rows.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class TailTable:
         )
         inside_thinned = (~exact) & (position > 0) & (position < max(0, len(self.values) - KEPT_WHOLE))
         at_least = np.r_[self.at_least, 0][np.where(inside_thinned, position - 1, position)]
-        return (1.0 + at_least) / (self.rows + 1.0)
+        return np.asarray((1.0 + at_least) / (self.rows + 1.0))
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""

@@ -162,7 +162,7 @@ def test_damaged_and_unknown_detectors_are_refused(rows, tmp_path: Path) -> None
     detector.save(tmp_path)
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ReleaseError, match="damaged weights|expected weights"):
+    with pytest.raises(ReleaseError, match=r"damaged weights|expected weights"):
         load_detector(tmp_path)
     detector.save(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())

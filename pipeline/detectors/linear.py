@@ -39,7 +39,7 @@ class PcaDetector(Detector):
         super().__init__(baselines, batch_rows, device)
         self.variance_kept, self.max_components = variance_kept, max_components
 
-    def fit(self, rows: TrainingRows, fitting: Fitting) -> dict[str, Any]:
+    def fit(self, rows: TrainingRows, fitting: Fitting) -> dict[str, Any]:  # noqa: ARG002
         """Eigenvectors of the covariance; one pass, any number of rows."""
         relative = self.relative(rows.spectra, rows.code)[:, :-1].double().clamp(-10, 10)
         self.mean = relative.mean(0)

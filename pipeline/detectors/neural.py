@@ -107,12 +107,13 @@ class NeuralDetector(Detector):
         best, best_epoch, best_weights, epochs, said = math.inf, 0, self._weights(), [], time.perf_counter()
         trained_s = 0.0
         for epoch in range(1, settings.max_epochs + 1):
-            start, sums = time.perf_counter(), {}
+            start = time.perf_counter()
+            sums: dict[str, torch.Tensor | float] = {}
             order = torch.randperm(len(train), generator=shuffle).to(self.device)
             for picked in order.split(batch_rows):
                 terms = self.loss(train.index_select(0, picked), epoch, noise)
                 optimiser.zero_grad(set_to_none=True)
-                terms["loss"].backward()  # type: ignore[no-untyped-call]
+                terms["loss"].backward()
                 optimiser.step()
                 schedule.step()
                 for name, value in terms.items():  # summed on the device: no synchronisation per step
@@ -196,7 +197,8 @@ class NeuralDetector(Detector):
         shares = weighted.double() / (self.baselines.bins * values["q_reference"].double())
         moved = (reconstruction - self.decoder(values["latent_mean"][None])).double().square() + 1e-12
         t = ((codes - values["latent_mean"]) @ values["latent_root"]).square().sum(1) / values["t_reference"]
-        return shares + t.double()[:, None] * moved / moved.sum(1, keepdim=True)
+        latent: torch.Tensor = t.double()[:, None] * moved / moved.sum(1, keepdim=True)
+        return shares + latent
 
     @torch.inference_mode()
     def reconstruct(self, spectra_NF: np.ndarray, code_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
