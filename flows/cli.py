@@ -198,6 +198,18 @@ def retrain(
     flow(changed_at=changed_at, reason=why)
 
 
+@app.command()
+def deploy() -> None:
+    """Prepare the Prefect server that PREFECT_API_URL names: pools, training slot, watch, deployments."""
+    from flows.deploy import deploy as run
+    from flows.settings import configure
+
+    settings = _settings()
+    configure(settings)
+    run(settings)
+    _say("pools, slot, watch and deployments are in place; start workers with: prefect worker start --pool default")
+
+
 @releases.command("list")
 def list_command() -> None:
     """All releases, newest last."""

@@ -197,8 +197,8 @@ class NeuralDetector(Detector):
         shares = weighted.double() / (self.baselines.bins * values["q_reference"].double())
         moved = (reconstruction - self.decoder(values["latent_mean"][None])).double().square() + 1e-12
         t = ((codes - values["latent_mean"]) @ values["latent_root"]).square().sum(1) / values["t_reference"]
-        latent: torch.Tensor = t.double()[:, None] * moved / moved.sum(1, keepdim=True)
-        return shares + latent
+        total: torch.Tensor = shares + t.double()[:, None] * moved / moved.sum(1, keepdim=True)
+        return total
 
     @torch.inference_mode()
     def reconstruct(self, spectra_NF: np.ndarray, code_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

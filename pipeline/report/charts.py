@@ -29,6 +29,8 @@ from pipeline.schema import FloatN
 
 Json = dict[str, Any]
 HISTOGRAM_BINS = 60
+LOWEST_SHARE = 0.005  # of the scores: as many share the first bin, or a long left tail fills the panel
+LOG_FROM = 4  # a loss that falls by more than this factor is drawn in log
 HALF_HEIGHT, TALL_HEIGHT = 260, 340
 
 
@@ -115,9 +117,12 @@ def training_charts(name: str, history: Mapping[str, Any]) -> list[Chart]:
 def _training_chart(chart_id: str, title: str, caption: str, traces: list[Json], best: Any) -> Chart:
     values = [value for value in traces[0]["y"] if value is not None]
     corner = ("bottom", 0) if values and values[-1] > values[0] else ("top", 1)  # the one that the curve leaves free
+    every = [value for trace in traces for value in trace["y"] if value is not None]
+    log = bool(every) and min(every) > 0 and corner[0] == "top" and max(every) > LOG_FROM * min(every)
+    scale = axis("loss (no unit, log scale)", type="log", nticks=6) if log else axis("loss (no unit)")
     layout: Json = {
         "xaxis": axis("epoch", rangemode="tozero", tickformat="d"),
-        "yaxis": axis("loss (no unit)", tickformat="~g"),
+        "yaxis": {**scale, "tickformat": "~g"},
         "showlegend": len(traces) > 1,
     }
     if best is not None:
@@ -150,7 +155,8 @@ def score_histogram(
         bins: number of bins B.
 
     Returns:
-        (edges (B + 1,), healthy shares (B,), faulty shares (B,), log); shares sum to 1, or are 0 for an empty group.
+        (edges (B + 1,), healthy shares (B,), faulty shares (B,), log); shares sum to 1, or are 0 for an empty group. The
+        first bin holds all lower scores too.
 
     >>> edges, healthy, faulty, log = score_histogram(np.array([1.0, 20.0]), np.array([100.0]), bins=2)
     >>> edges.round(6).tolist(), healthy.tolist(), faulty.tolist(), log
@@ -160,8 +166,8 @@ def score_histogram(
     both = np.concatenate(groups)
     if not len(both):
         return np.linspace(0, 1, bins + 1), np.zeros(bins), np.zeros(bins), False
-    low, high = float(both.min()), float(both.max())
-    log = low > 0
+    log, high = float(both.min()) > 0, float(both.max())
+    low = float(np.quantile(both, LOWEST_SHARE, method="lower"))
     if low == high:
         low, high = (low / 1.1, high * 1.1) if log else (low - 0.5, high + 0.5)
     edges = np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
@@ -223,26 +229,29 @@ def _steps(name: str, edges: FloatN, shares: FloatN, floor: float, colour: str, 
     """A histogram as a filled outline; an empty bin stands on the floor, for a log axis has no zero."""
     percentages = shares * 100
     drawn = np.maximum(percentages, floor)
-    trace = line(name, significant(edges), significant(np.r_[drawn, drawn[-1]]), colour, width=1.5, shape="hv")
+    x, y = np.r_[edges[0], edges], np.r_[floor, drawn, floor]  # up from the floor, and down to it
+    trace = line(name, significant(x), significant(y), colour, width=1.5, shape="hv")
     template = "score from %{x:.3g}: %{customdata:.3g} % of rows<extra></extra>"
-    told = {"customdata": significant(np.r_[percentages, percentages[-1]]), "hovertemplate": template}
+    told = {"customdata": significant(np.r_[percentages[0], percentages, percentages[-1]]), "hovertemplate": template}
     return {**trace, **told, "fill": "tozeroy", "fillcolor": fill}
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------
 
 
-def roc_chart(points: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Chart | None:
+def roc_chart(points: Sequence[Mapping[str, Any]], order: Sequence[str], healthy: int = 0) -> Chart | None:
     """True-positive rate against false-positive rate (log), one line per detector.
 
     Args:
         points: [{"detector", "false_positive_rate", "true_positive_rate"}], in the order of the curve.
         order: detectors as the page lists them; others follow by name.
+        healthy: how many healthy rows there are; a rate below one of them is not drawn.
     """
+    lowest = 1 / max(healthy, 10) if healthy else 1e-4
     curves: dict[str, list[tuple[float, float]]] = {}
     for point in points:
         false, true = as_number(point.get("false_positive_rate")), as_number(point.get("true_positive_rate"))
-        if false is not None and true is not None and false > 0:
+        if false is not None and true is not None and false >= lowest:
             curves.setdefault(str(point.get("detector")), []).append((false, true))
     names = [name for name in order if name in curves] + sorted(set(curves) - set(order))
     traces = []
@@ -258,7 +267,6 @@ def roc_chart(points: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Char
         traces.append({**trace, "hovertemplate": template})
     if not traces:
         return None
-    lowest = max(min(min(false for false, _ in curves[name]) for name in names), 1e-5)
     x_axis = axis("false-positive rate (log scale)", type="log", range=[np.log10(lowest), 0])
     layout = {
         "xaxis": {**x_axis, "dtick": 1, "tickformat": "~p"},

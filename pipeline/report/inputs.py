@@ -173,14 +173,17 @@ def _failure_use(split: Mapping[str, Any]) -> Table | None:
 
 
 def _unused_failures(split: Mapping[str, Any]) -> list[Block]:
+    """Reason by reason, how many failures and which machines."""
     listed = as_map(split.get("failures")).get("unused_why")
-    rows = [
-        [Cell(str(entry.get(key) or EM_DASH)) for key in ("failure_id", "machine_id", "role", "why")]
-        for entry in map(as_map, listed if isinstance(listed, list) else [])
-    ]
-    if not rows:
+    machines: dict[str, list[str]] = {}
+    for entry in map(as_map, listed if isinstance(listed, list) else []):
+        machines.setdefault(str(entry.get("why") or "no reason given"), []).append(str(entry.get("machine_id")))
+    if not machines:
         return []
-    columns = [Column(name, numeric=False) for name in ("Failure", "Machine", "Role", "Why it is not used")]
+    rows = [
+        [Cell(why), Cell(count(len(names))), Cell(", ".join(sorted(set(names))))] for why, names in machines.items()
+    ]
+    columns = [Column("Why", numeric=False), Column("Failures"), Column("Machines", numeric=False)]
     return [Table("Failures that neither tune nor judge", columns, rows)]
 
 
@@ -195,7 +198,13 @@ def _worst_episodes(episodes: Sequence[Any]) -> list[Block]:
         )
     if not rows:
         return []
-    heads = [Column("From (UTC)"), Column("To (UTC)"), Column("Rows"), Column("Error", hint="robust SD"), Column("")]
+    heads = [
+        Column("From (UTC)"),
+        Column("To (UTC)"),
+        Column("Rows"),
+        Column("Error", hint="robust SD"),
+        Column("Outcome"),
+    ]
     return [Table("Worst episodes that cleaning saw", [Column("Machine", numeric=False), *heads], rows)]
 
 

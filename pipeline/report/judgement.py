@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.params import NEURAL_DETECTORS
+from pipeline.params import DETECTOR_NAMES, NEURAL_DETECTORS
 from pipeline.report.blocks import (
     EM_DASH,
     NO_REASON,
@@ -41,9 +41,13 @@ FEW_MACHINES, FEW_FAILURES = 20, 10
 
 
 def detector_order(data: ReportData) -> list[str]:
-    """Detectors of the evaluation, the release detector first, then the neural ones, then as written."""
-    names = list(as_map(data.evaluation.get("detectors")))
-    return sorted(names, key=lambda name: (name != data.detector, name not in NEURAL_DETECTORS, names.index(name)))
+    """Detectors of the evaluation, the release detector first, then as params.yaml lists them, then others by name."""
+    names = as_map(data.evaluation.get("detectors"))
+    return sorted(names, key=lambda name: (name != data.detector, *_place(name)))
+
+
+def _place(name: str) -> tuple[int, str]:
+    return (DETECTOR_NAMES.index(name) if name in DETECTOR_NAMES else len(DETECTOR_NAMES), name)
 
 
 def null_reason(data: ReportData, *path: str) -> str:

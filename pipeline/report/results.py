@@ -161,7 +161,8 @@ def comparison_section(data: ReportData) -> Section:
     sentence, beaten = baseline_sentence(data)
     blocks: list[Block] = [Text(sentence, "finding" if beaten else "plain")] if sentence else []
     blocks.append(comparison_table(data))
-    chart = roc_chart(data.roc, detector_order(data))
+    healthy = max((len(group) for _, group, _ in _test_scores(data)), default=0)
+    chart = roc_chart(data.roc, detector_order(data), healthy)
     blocks += [Charts([chart])] if chart else []
     blocks += [table for table in (_at_false_episodes(data), _per_machine(data), _caught_matrix(data)) if table]
     only = only_caught(data)
