@@ -8,6 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
+export OMP_WAIT_POLICY := passive
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: demo test test-fast test-slow lint lock setup clean

@@ -6,6 +6,7 @@ A person's mistake ends with one line on stderr and exit code 2, never with a tr
 from __future__ import annotations
 
 import datetime as dt
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -268,6 +269,7 @@ def comparison_table(figures: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Entry point of `hearken`."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded; see flows.settings.QUIET
     try:
         app()
     except UserError as error:

@@ -25,6 +25,8 @@ from pipeline.errors import WorkspaceError
 # dead run.
 QUIET = {
     "DO_NOT_TRACK": "1",
+    # threads that wait must not spin: beside one other busy process two spinning threads train ten times slower
+    "OMP_WAIT_POLICY": "passive",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DVC_NO_ANALYTICS": "1",
     "GX_ANALYTICS_ENABLED": "false",
@@ -102,10 +104,13 @@ class Settings:
 
 
 def child_environment(settings: Settings, environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a process that we start: the caller's, without telemetry, with this installation's places."""
+    """The environment of a process that we start: the caller's, without telemetry, with this installation's places.
+
+    PREFECT_HOME is made where it is missing: Prefect opens its database there without looking.
+    """
     values = dict(os.environ if environment is None else environment)
     values.update(QUIET)
-    values.setdefault("PREFECT_HOME", str(settings.home / "prefect"))
+    Path(values.setdefault("PREFECT_HOME", str(settings.home / "prefect"))).mkdir(parents=True, exist_ok=True)
     values["HEARKEN_HOME"] = str(settings.home)
     # dvc and the stages' python stand beside the interpreter that runs us, activated or not
     programs = str(Path(sys.executable).parent)
@@ -118,5 +123,4 @@ def configure(settings: Settings, environment: MutableMapping[str, str] | None =
     """The same for this process; call it before prefect, great_expectations or evidently are imported."""
     values = os.environ if environment is None else environment
     values.update(QUIET)
-    values.setdefault("PREFECT_HOME", str(settings.home / "prefect"))
-    (settings.home / "prefect").mkdir(parents=True, exist_ok=True)
+    Path(values.setdefault("PREFECT_HOME", str(settings.home / "prefect"))).mkdir(parents=True, exist_ok=True)

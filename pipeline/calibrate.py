@@ -19,11 +19,11 @@ from pipeline.params import CalibrateParams, load_params
 from pipeline.rows import Rows, has_role, load_rows
 from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, FloatN, Role, load_fleet_spec
 from pipeline.store import atomic_folder, read_json, read_table, write_json, write_table
-from pipeline.tails import TailTable
+from pipeline.tails import NO_QUANTILES, TailTable, match_quantiles
 from pipeline.train import use_threads
 
 TIERS = ("low", "page")
-COMMON_PERCENTILE = 99.5  # where scores against the fleet's baseline are brought level with the others
+MATCHED = np.r_[np.linspace(0, 99, 100), 99.5, 99.8]  # percentiles at which the two baselines' scores are matched
 FLEET_ROWS = 50_000
 MIN_ROWS = 20
 
@@ -44,7 +44,7 @@ def load_detectors(root: Path, names: tuple[str, ...], device: str) -> dict[str,
 
 
 def tail_table(detector: Detector, rows: Rows, raw_N: FloatN, code_N: np.ndarray) -> TailTable:
-    """The tail table of a detector's healthy calibration scores, with the factor for the fleet's baseline.
+    """The tail table of a detector's healthy calibration scores, with the match for the fleet's baseline.
 
     Raises:
         ContractError: too few calibration rows, or scores that are all equal.
@@ -53,19 +53,19 @@ def tail_table(detector: Detector, rows: Rows, raw_N: FloatN, code_N: np.ndarray
     if len(raw_N) < MIN_ROWS:
         expected = f"at least {MIN_ROWS} healthy rows"
         raise ContractError.of("calibration rows", got=len(raw_N), expected=expected, where="role calibration")
-    factor = 1.0
-    if own.any():
+    fleet_from = fleet_to = NO_QUANTILES
+    if detector.baselines.keys:
         step = max(1, len(raw_N) // FLEET_ROWS)
         on_fleet = detector.score(rows.spectra[::step], np.zeros(len(rows.spectra[::step]), np.int32))
-        level = float(np.percentile(on_fleet, COMMON_PERCENTILE))
-        factor = float(np.percentile(raw_N[own], COMMON_PERCENTILE)) / level if level > 0 else 1.0
-    comparable = np.where(own, raw_N, raw_N * factor)
+        fleet_from = np.percentile(on_fleet, MATCHED)
+        fleet_to = np.percentile(raw_N[own] if own.any() else on_fleet, MATCHED)
+    comparable = np.where(own, raw_N, match_quantiles(raw_N, fleet_from, fleet_to))
     if comparable.min() == comparable.max():
         got = f"{len(comparable)} scores, all {comparable[0]:g}"
         raise ContractError.of(
             f"scores of {detector.name}", got=got, expected="scores that differ", where="calibration"
         )
-    return TailTable.of(comparable, factor)
+    return TailTable.of(comparable, fleet_from, fleet_to)
 
 
 def calibrate_detector(
@@ -97,7 +97,7 @@ def calibrate_detector(
             "tune_failures": len(tune.failures),
             "rows_needed": int(np.ceil(10 / (1 - percentile / 100))),
         }
-    return tiers | {"rows": table.rows, "fleet_factor": table.fleet_factor}
+    return tiers | {"rows": table.rows}
 
 
 @dataclass(frozen=True)

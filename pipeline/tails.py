@@ -18,13 +18,16 @@ from pipeline.schema import FloatN
 
 KEPT_WHOLE = 20_000
 THINNED_TO = 4_000
+NO_QUANTILES: FloatN = np.empty(0)
 
 
 @dataclass(frozen=True)
 class TailTable:
     """Calibration scores and how many calibration rows score at least as high as each.
 
-    `fleet_factor` brings a score against the fleet's baseline to the scale of scores against the machine's own.
+    `fleet_from` and `fleet_to` are quantiles of the same rows' scores against the fleet's baseline and against their
+    own: a row without a baseline of its own is scored against the fleet's, wider one, and its score brought to the scale
+    of the others (quantile matching; beyond the last quantile in proportion). Empty: scores stay as they are.
 
     >>> table = TailTable.of(np.arange(99.0))
     >>> table.probability(np.array([-1.0, 98.0, 1e9])).tolist()
@@ -34,10 +37,11 @@ class TailTable:
     values: FloatN
     at_least: npt.NDArray[np.int64]
     rows: int
-    fleet_factor: float = 1.0
+    fleet_from: FloatN = NO_QUANTILES
+    fleet_to: FloatN = NO_QUANTILES
 
     @classmethod
-    def of(cls, scores_N: FloatN, fleet_factor: float = 1.0) -> TailTable:
+    def of(cls, scores_N: FloatN, fleet_from: FloatN = NO_QUANTILES, fleet_to: FloatN = NO_QUANTILES) -> TailTable:
         """Make the table.
 
         Raises:
@@ -53,11 +57,11 @@ class TailTable:
         index = index[index < rows]
         values = ordered[index]
         at_least = rows - np.searchsorted(ordered, values, side="left")
-        return cls(values, at_least, rows, fleet_factor)
+        return cls(values, at_least, rows, fleet_from, fleet_to)
 
     def comparable(self, scores_N: FloatN, own_baseline_N: npt.NDArray[np.bool_]) -> FloatN:
         """Scores on one scale, whichever baseline described the row."""
-        return np.where(own_baseline_N, scores_N, scores_N * self.fleet_factor)
+        return np.where(own_baseline_N, scores_N, match_quantiles(scores_N, self.fleet_from, self.fleet_to))
 
     def probability(self, comparable_N: FloatN) -> FloatN:
         """Tail probabilities (N,) in [1 / (n + 1), 1]; between kept scores the larger one."""
@@ -72,12 +76,24 @@ class TailTable:
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""
-        numbers = np.array([self.rows, self.fleet_factor], np.float64)
-        save_file({"values": self.values, "at_least": self.at_least, "numbers": numbers}, path)
+        arrays = {"values": self.values, "at_least": self.at_least, "rows": np.array([self.rows])}
+        save_file(arrays | {"fleet_from": self.fleet_from, "fleet_to": self.fleet_to}, path)
 
     @classmethod
     def load(cls, path: Path) -> TailTable:
         """The inverse of `save`."""
         arrays = load_file(path)
-        rows, factor = arrays["numbers"]
-        return cls(arrays["values"], arrays["at_least"], int(rows), float(factor))
+        fleet = arrays["fleet_from"], arrays["fleet_to"]
+        return cls(arrays["values"], arrays["at_least"], int(arrays["rows"][0]), *fleet)
+
+
+def match_quantiles(scores_N: FloatN, source: FloatN, target: FloatN) -> FloatN:
+    """Scores moved so that the quantiles `source` become `target`; beyond the ends in proportion.
+
+    >>> match_quantiles(np.array([1.0, 2.0, 6.0]), np.array([1.0, 3.0]), np.array([10.0, 20.0])).tolist()
+    [10.0, 15.0, 40.0]
+    """
+    if not len(source):
+        return scores_N
+    above = scores_N * (target[-1] / source[-1] if source[-1] > 0 else 1.0)
+    return np.where(scores_N > source[-1], above, np.interp(scores_N, source, target))

@@ -18,6 +18,7 @@ os.environ["HEARKEN_REFUSED_CONNECTIONS"] = str(REFUSED)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(LOOPBACK), os.environ.get("PYTHONPATH", "")]))
 os.environ.update(
     DO_NOT_TRACK="1",
+    OMP_WAIT_POLICY="passive",
     GX_ANALYTICS_ENABLED="false",
     DVC_NO_ANALYTICS="1",
     PREFECT_SERVER_ANALYTICS_ENABLED="false",

@@ -124,9 +124,17 @@ def test_our_graph_is_ordered_from_simulate_to_report(environment):
     }
 
 
-def _imported(module: Path) -> set[Path]:
-    """Our own modules that a module imports, itself included, followed to the end."""
-    found, waiting = set(), [module]
+def _files_of(name: str) -> list[Path]:
+    """The file of a module, or of a package that is imported or run."""
+    place = ROOT / name.replace(".", os.sep)
+    candidates = [place.with_suffix(".py"), place / "__init__.py", place / "__main__.py"]
+    return [path for path in candidates if path.is_file()]
+
+
+def _imported(stage: str) -> set[Path]:
+    """Our own modules that a stage imports, itself included, followed to the end."""
+    found, waiting = set(), _files_of(f"pipeline.{stage}")
+    assert waiting, f"no module for stage {stage}"
     while waiting:
         path = waiting.pop()
         if path in found:
@@ -139,9 +147,8 @@ def _imported(module: Path) -> set[Path]:
             elif isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             for name in names:
-                candidate = ROOT / (name.replace(".", os.sep) + ".py")
-                if name.startswith("pipeline") and candidate.is_file():
-                    waiting.append(candidate)
+                if name.split(".")[0] == "pipeline":
+                    waiting += _files_of(name)
     return found
 
 
@@ -149,7 +156,7 @@ def test_a_stage_depends_on_every_module_that_it_imports():
     missing = {}
     for stage, definition in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
         deps = {ROOT / str(name) for name in definition["deps"]}
-        needed = _imported(ROOT / "pipeline" / f"{stage}.py") - {ROOT / "pipeline" / "__init__.py"}
+        needed = _imported(stage) - {ROOT / "pipeline" / "__init__.py"}
         lacking = {str(path.relative_to(ROOT)) for path in needed if not deps & {path, *path.parents}}
         if lacking:
             missing[stage] = lacking

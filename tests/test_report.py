@@ -23,12 +23,12 @@ from plotly.offline import get_plotlyjs
 from pipeline.errors import ContractError
 from pipeline.params import Params
 from pipeline.report import ReportData, gather, render_report
-from pipeline.report.charts import score_histogram
-from pipeline.report.colours import PALETTES
-from pipeline.report.failures import downsample_max
-from pipeline.report.judgement import baseline_sentence, cautions, null_reason, winners
-from pipeline.report.page import json_for_script
-from pipeline.report.spectra import band_centres
+from pipeline.report_page.charts import score_histogram
+from pipeline.report_page.colours import PALETTES
+from pipeline.report_page.failures import downsample_max
+from pipeline.report_page.judgement import baseline_sentence, cautions, null_reason, winners
+from pipeline.report_page.page import json_for_script
+from pipeline.report_page.spectra import band_centres
 from pipeline.schema import time_column
 from pipeline.store import write_json, write_table
 

@@ -17,7 +17,7 @@ def test_the_probability_is_the_conformal_rank(rng) -> None:
 
 def test_a_thinned_table_is_exact_in_the_tail_and_never_too_small_below(rng, tmp_path: Path) -> None:
     scores = rng.normal(size=200_000)
-    table = TailTable.of(scores, fleet_factor=0.5)
+    table = TailTable.of(scores, np.array([0.0, 2.0]), np.array([0.0, 1.0]))
     assert len(table.values) < KEPT_WHOLE + 5_000
     asked = np.r_[np.linspace(-5, 5, 2001), scores[:50]]
     exact = (1 + len(scores) - np.searchsorted(np.sort(scores), asked, side="left")) / (len(scores) + 1)
@@ -28,7 +28,8 @@ def test_a_thinned_table_is_exact_in_the_tail_and_never_too_small_below(rng, tmp
     assert (found - exact).max() < 2e-3
     table.save(tmp_path / "t.safetensors")
     again = TailTable.load(tmp_path / "t.safetensors")
-    assert again.fleet_factor == 0.5
+    on_fleet = again.comparable(np.array([1.0, 1.0, 8.0]), np.array([True, False, False]))
+    assert on_fleet.tolist() == [1.0, 0.5, 4.0]
     np.testing.assert_array_equal(again.probability(asked), found)
 
 

@@ -231,7 +231,8 @@ def test_every_process_is_started_without_telemetry_and_finds_our_programs(setti
     environment = child_environment(settings, {"PATH": "/usr/bin", "DVC_NO_ANALYTICS": "0"})
     assert QUIET.items() <= environment.items()
     assert environment["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
-    own: dict[str, str] = {"PREFECT_HOME": "/mine"}
+    mine = str(settings.home / "mine")
+    own: dict[str, str] = {"PREFECT_HOME": mine}
     configure(settings, own)
-    assert own["PREFECT_HOME"] == "/mine"
+    assert own["PREFECT_HOME"] == mine
     assert QUIET.items() <= own.items()

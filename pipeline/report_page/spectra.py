@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.blocks import (
+from pipeline.report_page.blocks import (
     EM_DASH,
     Chart,
     Charts,
@@ -22,8 +22,8 @@ from pipeline.report.blocks import (
     sentence_list,
     when,
 )
-from pipeline.report.charts import TALL_HEIGHT, Json, axis, line, significant
-from pipeline.report.data import ReportData
+from pipeline.report_page.charts import TALL_HEIGHT, Json, axis, line, significant
+from pipeline.report_page.data import ReportData
 from pipeline.schema import FloatN
 
 BAND = re.compile(r"^\s*([\d.]+)\s*(?:-|–|to)\s*([\d.]+)\s*Hz\s*$")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.report.blocks import (
+from pipeline.report_page.blocks import (
     EM_DASH,
     Block,
     Cell,
@@ -25,10 +25,10 @@ from pipeline.report.blocks import (
     plural,
     when,
 )
-from pipeline.report.charts import training_charts
-from pipeline.report.colours import detector_label
-from pipeline.report.data import ReportData
-from pipeline.report.judgement import detector_order
+from pipeline.report_page.charts import training_charts
+from pipeline.report_page.colours import detector_label
+from pipeline.report_page.data import ReportData
+from pipeline.report_page.judgement import detector_order
 
 LISTED = 10
 EXACT: Mapping[str, str] = {}  # names of the data, shown as they are

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.blocks import (
+from pipeline.report_page.blocks import (
     EM_DASH,
     Block,
     Chart,
@@ -23,9 +23,9 @@ from pipeline.report.blocks import (
     sentence_list,
     when,
 )
-from pipeline.report.charts import Json, axis, line, note, rule, significant
-from pipeline.report.colours import detector_colour, detector_label
-from pipeline.report.data import SCORES_ABSENT, ReportData
+from pipeline.report_page.charts import Json, axis, line, log_ticks, note, rule, significant
+from pipeline.report_page.colours import detector_colour, detector_label
+from pipeline.report_page.data import SCORES_ABSENT, ReportData
 from pipeline.schema import MICROSECONDS_PER_HOUR, FloatN, IntN, codes_and_names, times_us
 
 POINTS = 600  # at most, of one failure
@@ -120,7 +120,8 @@ def timeline_chart(view: FailureView, index: int) -> Chart:
     )
     trace["hovertemplate"] = "%{x|%Y-%m-%d %H:%M}: score %{y:.3g}<extra></extra>"
     shapes, notes = _marks(view, log)
-    score_axis = axis("score (no unit)", type="log" if log else "linear", tickformat="~g", nticks=6)
+    ticks = log_ticks(float(finite.min()), float(finite.max())) if log else {"nticks": 6}
+    score_axis = axis("score (no unit)", type="log" if log else "linear", **ticks)
     layout = {
         "xaxis": axis("time (UTC)", type="date", range=_stamps(np.array(view.window_us))),
         "yaxis": {**score_axis, **_score_range(finite, view.thresholds, log)},
@@ -138,7 +139,10 @@ def timeline_chart(view: FailureView, index: int) -> Chart:
 
 
 def _caption(view: FailureView) -> str:
-    failed, episodes = when(view.event.get("time")), plural(len(view.spans), "alert episode")
+    failed, episodes = (
+        when(view.event.get("time")),
+        plural(len(view.spans), "alert episode") if view.spans else "No alert episode",
+    )
     told = f"Paged {hours(view.lead_hours)} before the failure" if view.caught else "No page before the failure"
     caption = f"{told} of {failed} UTC. {episodes} in view."
     budget = as_map(as_map(view.event.get("detectors")).get(view.detector))
@@ -160,12 +164,13 @@ def _marks(view: FailureView, log: bool) -> tuple[list[Json], list[Json]]:
     if parse_time(begins):
         shapes.append(rule("x", when(begins), "@muted", "dot", 1))
         notes.append(note("judged from here", x=when(begins), xanchor="left", **above))
-    for tier, dash in (("low", "dot"), ("page", "dash")):
+    for tier, dash, shift in (("low", "dot", -5), ("page", "dash", 5)):
         threshold = view.thresholds.get(tier)
         if threshold is not None and (threshold > 0 or not log):
             shapes.append(rule("y", threshold, "@ink", dash, 1))
             at = float(np.log10(threshold)) if log else threshold  # plotly wants a label's place on a log axis as a log
-            notes.append(note(tier, x=1, xref="x domain", xanchor="left", xshift=5, y=at, yref="y", colour="@ink"))
+            right = {"x": 1, "xref": "x domain", "xanchor": "left", "xshift": 5}
+            notes.append(note(tier, y=at, yref="y", yshift=shift, colour="@ink", **right))  # apart where both are near
     return shapes, notes
 
 

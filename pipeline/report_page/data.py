@@ -16,7 +16,7 @@ import yaml
 
 from pipeline.errors import ContractError
 from pipeline.params import Params
-from pipeline.report.blocks import as_map, as_number
+from pipeline.report_page.blocks import as_map, as_number
 from pipeline.store import read_json, read_table, sha256_folder
 
 SCORES_ABSENT = "the evaluation wrote no scores per row"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.params import DETECTOR_NAMES, NEURAL_DETECTORS
-from pipeline.report.blocks import (
+from pipeline.report_page.blocks import (
     EM_DASH,
     NO_REASON,
     Cell,
@@ -24,8 +24,8 @@ from pipeline.report.blocks import (
     sentence_list,
     short_hours,
 )
-from pipeline.report.colours import detector_label
-from pipeline.report.data import ReportData
+from pipeline.report_page.colours import detector_label
+from pipeline.report_page.data import ReportData
 
 # metric: (label, hint, +1 where more is better, how it reads in the table, what a sentence calls it)
 METRICS: dict[str, tuple[str, str, int, Callable[[Any], str], str]] = {
@@ -109,7 +109,7 @@ def comparison_table(data: ReportData) -> Table:
             cells.append(Cell(text, _beneath(metric, figures), best=name in best[metric]))
         rows.append(cells)
     columns = [Column("Detector", numeric=False), *(Column(label, hint=hint) for label, hint, *_ in METRICS.values())]
-    caption = f"Every detector on the same test rows, {budget_text(data)}. The best of each column is in bold"
+    caption = f"Every detector on the same test rows, {budget_text(data)}"
     return Table(caption, columns, rows, notes.reasons)
 
 

@@ -19,14 +19,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from pipeline.report.blocks import (
+from pipeline.report_page.blocks import (
     Chart,
     Charts,
     Section,
 )
-from pipeline.report.colours import PALETTES
-from pipeline.report.data import ReportData
-from pipeline.report.sections import facts, headline, opening, sections
+from pipeline.report_page.colours import PALETTES
+from pipeline.report_page.data import ReportData
+from pipeline.report_page.sections import facts, headline, opening, sections
 
 TEMPLATES = Path(__file__).parent / "templates"
 

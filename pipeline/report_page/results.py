@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.report.blocks import (
+from pipeline.report_page.blocks import (
     EM_DASH,
     Block,
     Cell,
@@ -28,11 +28,11 @@ from pipeline.report.blocks import (
     plural,
     short_hours,
 )
-from pipeline.report.charts import distribution_chart, roc_chart
-from pipeline.report.colours import detector_label
-from pipeline.report.data import SCORES_ABSENT, ReportData
-from pipeline.report.failures import judged_failures
-from pipeline.report.judgement import baseline_sentence, comparison_table, detector_order, null_reason, only_caught
+from pipeline.report_page.charts import distribution_chart, roc_chart
+from pipeline.report_page.colours import detector_label
+from pipeline.report_page.data import SCORES_ABSENT, ReportData
+from pipeline.report_page.failures import judged_failures
+from pipeline.report_page.judgement import baseline_sentence, comparison_table, detector_order, null_reason, only_caught
 from pipeline.schema import BoolN, FloatN, codes_and_names
 
 TIERS = ("low", "page")
@@ -167,9 +167,11 @@ def comparison_section(data: ReportData) -> Section:
     blocks += [table for table in (_at_false_episodes(data), _per_machine(data), _caught_matrix(data)) if table]
     only = only_caught(data)
     blocks += [Items(only, "Caught by one detector alone")] if only else []
-    return Section(
-        "comparison", title, "All detectors judge the same rows, at the same budget of false episodes.", blocks
+    lead = (
+        "All detectors judge the same rows at the same budget of false episodes. The best of each column is in bold; "
+        "intervals stand beneath."
     )
+    return Section("comparison", title, lead, blocks)
 
 
 def _at_false_episodes(data: ReportData) -> Table | None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.report.blocks import (
+from pipeline.report_page.blocks import (
     EM_DASH,
     Chart,
     as_map,
@@ -24,7 +24,7 @@ from pipeline.report.blocks import (
     percent,
     sentence_list,
 )
-from pipeline.report.colours import detector_colour, detector_label
+from pipeline.report_page.colours import detector_colour, detector_label
 from pipeline.schema import FloatN
 
 Json = dict[str, Any]
@@ -67,6 +67,11 @@ def note(text: str, **place: Any) -> Json:
     """A small label inside a panel."""
     style = {"size": 11, "color": place.pop("colour", "@muted")}
     return {"text": html.escape(text), "showarrow": False, "font": style, **place}
+
+
+def log_ticks(low: float, high: float) -> Json:
+    """Ticks of a log axis from a positive low to high: 1-2-5 over few decades, powers of ten over many."""
+    return {"dtick": "D2" if high < 150 * low else 1, "tickformat": "~g"}
 
 
 # --- what the models learned ------------------------------------------------------------------------------------------
@@ -119,10 +124,14 @@ def _training_chart(chart_id: str, title: str, caption: str, traces: list[Json],
     corner = ("bottom", 0) if values and values[-1] > values[0] else ("top", 1)  # the one that the curve leaves free
     every = [value for trace in traces for value in trace["y"] if value is not None]
     log = bool(every) and min(every) > 0 and corner[0] == "top" and max(every) > LOG_FROM * min(every)
-    scale = axis("loss (no unit, log scale)", type="log", nticks=6) if log else axis("loss (no unit)")
+    scale = (
+        axis("loss (no unit, log scale)", type="log", **log_ticks(min(every), max(every)))
+        if log
+        else axis("loss (no unit)")
+    )
     layout: Json = {
         "xaxis": axis("epoch", rangemode="tozero", tickformat="d"),
-        "yaxis": {**scale, "tickformat": "~g"},
+        "yaxis": {"tickformat": "~g", **scale},
         "showlegend": len(traces) > 1,
     }
     if best is not None:
@@ -155,8 +164,8 @@ def score_histogram(
         bins: number of bins B.
 
     Returns:
-        (edges (B + 1,), healthy shares (B,), faulty shares (B,), log); shares sum to 1, or are 0 for an empty group. The
-        first bin holds all lower scores too.
+        (edges (B + 1,), healthy shares (B,), faulty shares (B,), log); shares sum to 1, or are 0 for an empty group.
+        The first bin holds all lower scores too.
 
     >>> edges, healthy, faulty, log = score_histogram(np.array([1.0, 20.0]), np.array([100.0]), bins=2)
     >>> edges.round(6).tolist(), healthy.tolist(), faulty.tolist(), log
@@ -205,15 +214,9 @@ def distribution_chart(name: str, healthy_N: FloatN, faulty_N: FloatN, threshold
         "annotations": notes,
     }
     caption = f"{count(len(healthy_N))} healthy rows, {count(len(faulty_N))} rows before failures. " + " ".join(words)
-    layout["xaxis"].update(_decades(edges) if log else {})
+    layout["xaxis"].update(log_ticks(edges[0], edges[-1]) if log else {})
     layout["yaxis"].update({"dtick": 1, "tickformat": "~g"})
     return Chart(slug(f"scores-{name}"), detector_label(name), caption.strip(), traces, layout, HALF_HEIGHT, "half")
-
-
-def _decades(edges: FloatN) -> Json:
-    """Ticks of a log axis: powers of ten over many decades, 1-2-5 over few."""
-    decades = np.log10(edges[-1] / edges[0])
-    return {"dtick": "D2" if decades < 1.7 else 1, "tickformat": "~g"}
 
 
 def _beyond(tier: str, threshold: float, healthy_N: FloatN, faulty_N: FloatN) -> str:

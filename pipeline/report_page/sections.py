@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.report.blocks import (
+from pipeline.report_page.blocks import (
     EM_DASH,
     Block,
     Cell,
@@ -32,13 +32,13 @@ from pipeline.report.blocks import (
     short_hours,
     when,
 )
-from pipeline.report.colours import detector_label
-from pipeline.report.data import ReportData
-from pipeline.report.failures import failures_section
-from pipeline.report.inputs import data_section, training_section
-from pipeline.report.judgement import cautions, null_reason, release_figures
-from pipeline.report.results import comparison_section, thresholds_section
-from pipeline.report.spectra import reconstruction_section
+from pipeline.report_page.colours import detector_label
+from pipeline.report_page.data import ReportData
+from pipeline.report_page.failures import failures_section
+from pipeline.report_page.inputs import data_section, training_section
+from pipeline.report_page.judgement import cautions, null_reason, release_figures
+from pipeline.report_page.results import comparison_section, thresholds_section
+from pipeline.report_page.spectra import reconstruction_section
 
 NOT_WHY = "A high error says that something changed, never why. An alert is a reason to look, not a diagnosis."
 MISSING = {
@@ -225,7 +225,7 @@ def _provenance(data: ReportData) -> list[tuple[str, str]]:
         ("Release detector", detector_label(data.detector) if data.detector else None),
         ("Seed", data.params.get("seed", data.manifest.get("seed"))),
         ("Source", data.source),
-        ("Budget", None if budget is None else f"{number(budget)} false episodes per machine and day"),
+        ("Budget", None if budget is None else f"{budget:g} false episodes per machine and day"),
         (
             "Precision and device",
             " on ".join(str(data.manifest[key]) for key in ("precision", "device") if data.manifest.get(key)),
