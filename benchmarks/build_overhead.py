@@ -1,8 +1,8 @@
 """What a build costs beside its stages: wall time over the sum of the stages' own compute, and a build with no change.
 
-Each repeat is a whole build of this checkout in an empty home (nothing cached), then one with nothing changed, each in a
-process of its own, from the start of the interpreter to its end. A stage's own compute is what it measures itself: its
-work without the start of Python and imports.
+Each repeat is a whole build of this checkout in an empty home (nothing cached), then one with nothing changed, each in
+a process of its own, from the start of the interpreter to its end. A stage's own compute is what it measures itself:
+its work without the start of Python and imports.
 Usage: python benchmarks/build_overhead.py [--repeats 5] [--set simulate.machines=8 ...]
 """
 
@@ -29,7 +29,8 @@ GOAL_RATIO, GOAL_NOOP_S = 1.5, 20.0
 PROGRAM = """
 import json, sys
 from flows.build import run_build
-result = run_build(sys.argv[1], clone=True, name="benchmark", params_overrides=json.loads(sys.argv[2]), copy=False, show=False)
+overrides = json.loads(sys.argv[2])
+result = run_build(sys.argv[1], clone=True, name="benchmark", params_overrides=overrides, copy=False, show=False)
 stages = {stage.stage: [stage.outcome.value, stage.seconds, stage.compute_seconds] for stage in result.stages}
 with open(sys.argv[3], "w") as out:
     json.dump({"compute_s": result.compute_seconds, "changed": result.changed, "stages": stages}, out)

@@ -6,7 +6,7 @@ keeps the highest scores whole and thins the rest, so that it stays small beside
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +37,8 @@ class TailTable:
     values: FloatN
     at_least: npt.NDArray[np.int64]
     rows: int
-    fleet_from: FloatN = NO_QUANTILES
-    fleet_to: FloatN = NO_QUANTILES
+    fleet_from: FloatN = field(default_factory=lambda: NO_QUANTILES)
+    fleet_to: FloatN = field(default_factory=lambda: NO_QUANTILES)
 
     @classmethod
     def of(cls, scores_N: FloatN, fleet_from: FloatN = NO_QUANTILES, fleet_to: FloatN = NO_QUANTILES) -> TailTable:
