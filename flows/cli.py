@@ -241,23 +241,15 @@ def promote_command(
 
 def comparison_table(figures: dict[str, Any]) -> Table:
     """The table of every detector, as it stands in metrics.json."""
-    table = Table("detector", title="Every detector, the same rows, the same budget of false alarms")
-    for column in (
-        "AUROC",
-        "90 % interval",
-        "average precision",
-        "caught",
-        "by chance",
-        "false episodes",
-        "lead time, h",
-    ):
-        table.add_column(column, justify="right")
+    table = Table(title="Every detector, the same rows, the same budget of false alarms", title_justify="left")
+    table.add_column("detector", no_wrap=True)
+    for column in ("AUROC, 90 %", "precision", "caught", "chance", "false", "lead h"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in figures["detectors"].items():
         interval = row.get("auroc_ci")
         table.add_row(
             name,
-            _number(row["auroc"], 3),
-            "—" if not interval else f"{interval[0]:.3f} to {interval[1]:.3f}",
+            _number(row["auroc"], 3) + ("" if not interval else f" {interval[0]:.3f}-{interval[1]:.3f}"),
             _number(row["average_precision"], 3),
             "—" if row["events_caught"] is None else f"{row['events_caught']} of {row['events']}",
             _number(row["events_by_chance"], 1),

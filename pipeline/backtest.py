@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from sklearn.metrics import roc_auc_score
 
+from pipeline.alerts import Timeline
 from pipeline.calibrate import Calibration, Scored, calibrate, score_rows, scores_table
 from pipeline.detectors import Detector
 from pipeline.detectors.base import write_history
@@ -22,7 +24,7 @@ from pipeline.errors import ContractError, UserError
 from pipeline.evaluate import reconstructions, write_evaluation
 from pipeline.ingest import WideFrame, load_frame
 from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, budget_threshold, judge
-from pipeline.params import Params
+from pipeline.params import DETECTOR_NAMES, Params
 from pipeline.report import ReportData, render_report
 from pipeline.rows import Rows
 from pipeline.schema import TEXT, BoolN, FleetSpec, Label, Role, dictionary_column, time_column
@@ -88,9 +90,9 @@ def run_backtest(request: BacktestRequest, params: Params, out: Path, say: Any =
         UserError: a query or an option that cannot be understood.
     """
     chosen = request.detectors or params.detectors
-    unknown = [name for name in chosen if name not in params.train.model_fields]
+    unknown = [name for name in chosen if name not in DETECTOR_NAMES]
     if unknown:
-        raise UserError(f"--detectors: got {', '.join(unknown)}, expected some of {', '.join(params.detectors)}.")
+        raise UserError(f"--detectors: got {', '.join(unknown)}, expected some of {', '.join(DETECTOR_NAMES)}.")
     release_detector = params.release.detector if params.release.detector in chosen else chosen[0]
     params = params.model_copy(
         update={"detectors": tuple(chosen), "release": params.release.model_copy(update={"detector": release_detector})}
@@ -397,8 +399,6 @@ def fold_roles(recording: Recording, request: BacktestRequest, trains: BoolN, te
 
 
 def _in_threshold_units(fold: Fold, params: Params) -> Fold:
-    from pipeline.alerts import Timeline
-
     healthy = fold.calibration.healthy
     line = Timeline.of(healthy.rows.machine, healthy.rows.time_us, fold.calibration.policy)
     scale = {name: max(budget_threshold(healthy.scores[name], line, 1.0), 1e-12) for name in params.detectors}
@@ -438,8 +438,6 @@ def _concatenate(parts: Sequence[Scored]) -> Scored:
 
 def per_machine_auroc(fold: Fold) -> dict[str, dict[str, float | None]]:
     """AUROC within each machine, per detector."""
-    from sklearn.metrics import roc_auc_score
-
     found: dict[str, dict[str, float | None]] = {}
     for machine in np.unique(fold.test.rows.machine):
         mine = (fold.test.rows.machine == machine) & (fold.label != UNKNOWN)
@@ -453,7 +451,8 @@ def per_machine_auroc(fold: Fold) -> dict[str, dict[str, float | None]]:
 
 def write_backtest(out: Path, recording: Recording, judgement: Judgement, fold: Fold, params: Params) -> None:
     """metrics.json, report.html, the detectors, and what the report draws; the folder appears whole or not at all."""
-    calibration = fold.calibration.to_json()
+    # across machines scores are in units of their own fold's threshold: one fold's thresholds would mean nothing there
+    calibration = fold.calibration.to_json() if "per_machine" not in judgement.figures else None
     scores = scores_table(fold.test)
     examples = reconstructions(fold.detectors[params.release.detector], fold.test, judgement, recording.fleet)
     data = ReportData(
@@ -478,7 +477,8 @@ def write_backtest(out: Path, recording: Recording, judgement: Judgement, fold: 
         write_json(folder / "metrics.json", judgement.figures)
         write_text(folder / "report.html", page)
         write_evaluation(folder / "evaluation", judgement, scores, examples)
-        write_json(folder / "calibration.json", calibration)
+        if calibration is not None:
+            write_json(folder / "calibration.json", calibration)
         for name, detector in fold.detectors.items():
             (folder / "models" / name).mkdir(parents=True)
             detector.save(folder / "models" / name)

@@ -57,8 +57,8 @@ def tail_table(detector: Detector, rows: Rows, raw_N: FloatN, code_N: np.ndarray
     if detector.baselines.keys:
         step = max(1, len(raw_N) // FLEET_ROWS)
         on_fleet = detector.score(rows.spectra[::step], np.zeros(len(rows.spectra[::step]), np.int32))
-        fleet_from = np.percentile(on_fleet, MATCHED)
-        fleet_to = np.percentile(raw_N[own] if own.any() else on_fleet, MATCHED)
+        fleet_from = np.asarray(np.percentile(on_fleet, MATCHED))
+        fleet_to = np.asarray(np.percentile(raw_N[own] if own.any() else on_fleet, MATCHED))
     comparable = np.where(own, raw_N, match_quantiles(raw_N, fleet_from, fleet_to))
     if comparable.min() == comparable.max():
         got = f"{len(comparable)} scores, all {comparable[0]:g}"

@@ -29,7 +29,7 @@ from pipeline.schema import (
 )
 from pipeline.store import atomic_file, day_files, read_table
 
-MOVED_DEVIATIONS = 1.0  # a machine moved: its median left the reference's by this many of the reference's deviations
+MIN_MACHINE_ROWS = 10  # of the reference, below which a machine cannot be compared with itself
 MIN_ROWS = 50
 
 
@@ -78,7 +78,7 @@ def check_drift(
     columns = compared_columns(reference)
     statistics = evidently_statistics(current, reference, columns, params, report_html)
     share = sum(value >= params.column_threshold for value in statistics.values()) / len(statistics)
-    moved = machines_moved(current, reference, columns)
+    moved = machines_moved(current, reference, columns, params)
     drifted = share >= params.drift_share and moved >= params.min_machines_share
     reason = (
         f"{share:.0%} of {len(columns)} columns differ ({params.method} at least {params.column_threshold:g}; "
@@ -160,18 +160,33 @@ def evidently_statistics(
     return {name: round(found[name], 6) for name in columns}
 
 
-def machines_moved(current: pa.Table, reference: pa.Table, columns: list[str]) -> float:
-    """Share of the machines whose own median left the reference's in a fifth of the columns or more."""
-    now, then = _matrix(current, columns), _matrix(reference, columns)
-    code, machines = codes_and_names(current["machine_id"])
-    code_then, machines_then = codes_and_names(reference["machine_id"])
-    moved, spread = 0, np.maximum(then.std(0), 1e-9)
-    for index, machine in enumerate(machines):
-        before = then[code_then == machines_then.index(machine)] if machine in machines_then else then
-        before = before if len(before) >= 10 else then
-        distance = np.abs(np.median(now[code == index], axis=0) - np.median(before, axis=0)) / spread
-        moved += bool((distance > MOVED_DEVIATIONS).mean() >= 0.2)
-    return moved / max(1, len(machines))
+def machines_moved(current: pa.Table, reference: pa.Table, columns: list[str], params: MonitorParams) -> float:
+    """Share of the machines that moved by the fleet's own rule, each against its own reference rows.
+
+    A machine moved when its median left its reference median by `column_threshold` of its own standard deviations in
+    `drift_share` of the columns. Machines whose baseline is not their own (new, or repaired since) have nothing to be
+    compared with and do not count, unless no machine has.
+    """
+    now, then = current.filter(current["own_baseline"]), reference.filter(reference["own_baseline"])
+    groups = [_by_machine(table, columns) for table in (now, then)]
+    known = [machine for machine in groups[0] if len(groups[1].get(machine, ())) >= MIN_MACHINE_ROWS]
+    if not known:
+        fleet = _matrix(reference, columns)
+        pairs = [(rows, fleet) for rows in _by_machine(current, columns).values()]
+    else:
+        pairs = [(groups[0][machine], groups[1][machine]) for machine in known]
+    moved = 0
+    for rows, before in pairs:
+        distance = np.abs(np.median(rows, axis=0) - np.median(before, axis=0)) / np.maximum(before.std(0), 1e-9)
+        moved += bool((distance >= params.column_threshold).mean() >= params.drift_share)
+    return moved / max(1, len(pairs))
+
+
+def _by_machine(table: pa.Table, columns: list[str]) -> dict[str, np.ndarray]:
+    """Rows of the compared columns per machine."""
+    code, machines = codes_and_names(table["machine_id"])
+    values = _matrix(table, columns)
+    return {machines[index]: values[code == index] for index in np.unique(code)}
 
 
 def change_point(current: pa.Table, reference: pa.Table, columns: list[str]) -> dt.datetime:

@@ -148,7 +148,7 @@ def judge(
             }
     notes = _notes(few, allowed, expected, len(np.unique(calibration.machine)))
     operating, tiers, episodes = judge_tiers(
-        test, calibration, events, test_line, machines, release_detector, calibrate, days["test"], seed
+        test, calibration, events, test_line, machines, release_detector, calibrate, days["test"], seed, nulls
     )
     figures = {
         "dataset": {
@@ -324,6 +324,7 @@ def judge_tiers(
     params: CalibrateParams,
     days: float,
     seed: int,
+    nulls: dict[str, str],
 ) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
     """The release's own detector as it would serve: tiers with the rates they reach, and the page tier's alerts."""
     healthy = test.label == HEALTHY
@@ -344,6 +345,8 @@ def judge_tiers(
             "ci_high": found.high,
             "note": found.note,
         }
+        if found.low is None:
+            nulls["tiers"] = found.note or "There are no later healthy rows."
     exceeds = score > tiers["page"]["threshold"]
     outcome = outcome_at(exceeds, line, events)
     episodes = line.episodes(line.alert_rows(exceeds))

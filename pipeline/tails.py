@@ -26,8 +26,8 @@ class TailTable:
     """Calibration scores and how many calibration rows score at least as high as each.
 
     `fleet_from` and `fleet_to` are quantiles of the same rows' scores against the fleet's baseline and against their
-    own: a row without a baseline of its own is scored against the fleet's, wider one, and its score brought to the scale
-    of the others (quantile matching; beyond the last quantile in proportion). Empty: scores stay as they are.
+    own: a row without a baseline of its own is scored against the fleet's, wider one, and its score brought to the
+    scale of the others (quantile matching; beyond the last quantile in proportion). Empty: scores stay as they are.
 
     >>> table = TailTable.of(np.arange(99.0))
     >>> table.probability(np.array([-1.0, 98.0, 1e9])).tolist()
