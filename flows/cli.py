@@ -180,8 +180,10 @@ def monitor() -> None:
     from flows.monitor import monitor as flow
     from flows.settings import configure
 
-    configure(_settings())
-    flow()
+    settings = _settings()
+    configure(settings)
+    decision = flow(checkout=str(settings.checkout))
+    _say(f"{'drift' if decision.drifted else 'no drift'}: {decision.reason}")
 
 
 @app.command()
@@ -195,8 +197,9 @@ def retrain(
     from flows.retrain import retrain as flow
     from flows.settings import configure
 
-    configure(_settings())
-    flow(changed_at=changed_at, reason=why)
+    settings = _settings()
+    configure(settings)
+    flow(changed_at=changed_at, reason=why, gpu_deployment=None, checkout=str(settings.checkout))
 
 
 @app.command()
