@@ -177,12 +177,16 @@ def score(
 @app.command()
 def monitor() -> None:
     """Score the newest days of the landing zone and ask whether the fleet has changed."""
-    from flows.monitor import monitor as flow
     from flows.settings import configure
 
     settings = _settings()
     configure(settings)
+    from flows.monitor import monitor as flow  # imports prefect, which configure() has to come before
+    from pipeline.drift import DriftDecision
+
     decision = flow(checkout=str(settings.checkout))
+    if not isinstance(decision, DriftDecision):
+        raise HearkenError(f"monitor: {decision}")
     _say(f"{'drift' if decision.drifted else 'no drift'}: {decision.reason}")
 
 
@@ -194,11 +198,12 @@ def retrain(
     ] = None,
 ) -> None:
     """Build a challenger, and put it into service if it is not worse."""
-    from flows.retrain import retrain as flow
     from flows.settings import configure
 
     settings = _settings()
     configure(settings)
+    from flows.retrain import retrain as flow
+
     flow(changed_at=changed_at, reason=why, gpu_deployment=None, checkout=str(settings.checkout))
 
 
