@@ -83,26 +83,31 @@ monitor: {days: 3, max_rows: 600}
 """
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every stage up to the release has run, in this process, on a small simulated fleet."""
+def run_stages(folder: Path, params: str) -> None:
+    """Every stage from simulate to the report, in this process, in a folder of its own."""
     from importlib import import_module
 
     from pipeline.params import load_params
     from pipeline.train import run as train
 
-    folder = tmp_path_factory.mktemp("built")
-    (folder / "params.yaml").write_text(SMALL_PARAMS)
+    (folder / "params.yaml").write_text(params)
     before = Path.cwd()
     os.chdir(folder)
     try:
         for stage in ("simulate", "ingest", "validate", "split", "clean"):
             import_module(f"pipeline.{stage}").main()
-        params = load_params()
-        for detector in params.detectors:
-            train(detector, params, Path())
-        for stage in ("calibrate", "evaluate", "release"):
+        settings = load_params()
+        for detector in settings.detectors:
+            train(detector, settings, Path())
+        for stage in ("calibrate", "evaluate", "release", "report"):
             import_module(f"pipeline.{stage}").main()
     finally:
         os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every stage has run on a small simulated fleet."""
+    folder = tmp_path_factory.mktemp("built")
+    run_stages(folder, SMALL_PARAMS)
     return folder
