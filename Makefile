@@ -19,6 +19,7 @@ demo: $(READY)
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
+	test -e $@ || rm -rf $(VENV)  # a set-up that was cut off starts again
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
