@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from small_fleet import SMALL_PARAMS, run_stages
 
 from flows import cli
-from tests.conftest import SMALL_PARAMS, run_stages
 
 
 def small(**changes: str) -> str:
