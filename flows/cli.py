@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,8 +21,10 @@ from pipeline.errors import HearkenError, UserError
 
 if TYPE_CHECKING:
     from flows.settings import Settings
-    from pipeline.params import Params
+    from pipeline.params import Params, Section
     from pipeline.release import Release
+
+    S = TypeVar("S", bound=Section)
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__.split("\n")[0]
@@ -50,9 +52,7 @@ def simulate(
 
     settings = _params(params).simulate
     given = {"machines": machines, "firmware_day": firmware_day, "seed": seed}
-    settings = SimulateParams.model_validate(
-        settings.model_dump() | {name: value for name, value in given.items() if value is not None}
-    )
+    settings = _with_options(settings, SimulateParams, given)
     summary = run(settings, out, from_day=from_day, days=days)
     _say(f"{summary.rows:,} spectra of {summary.machines} machines in {summary.days} days: {out}")
 
@@ -75,7 +75,7 @@ def ingest(
     _check_time(time)
     settings = _params(params)
     given = {"timezone": timezone, "time": time, "label_column": label_column}
-    how = IngestParams.model_validate(settings.ingest.model_dump() | {k: v for k, v in given.items() if v is not None})
+    how = _with_options(settings.ingest, IngestParams, given)
     split = settings.split
     summary = run(
         source,
@@ -164,9 +164,8 @@ def score(
 
     loaded = _release(release)
     with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
-        data_set = (
-            input if (input / "spectra").is_dir() and (input / "fleet.yaml").is_file() else _ingested(input, folder)
-        )
+        # a snapshot that ingest wrote is read as it is; everything else goes through its checks first
+        data_set = input if (input / "snapshot.json").is_file() else _ingested(input, folder)
         summary = score_data_set(loaded, data_set, output, since, until)
     _say(
         f"{summary.rows:,} spectra of {summary.machines} machines scored by release {loaded.id}, "
@@ -294,6 +293,22 @@ def _params(path: Path) -> Params:
     if path == DEFAULT_PARAMS and not path.exists():
         return Params()  # outside a checkout the defaults serve
     return load_params(path)
+
+
+def _with_options(section: Section, kind: type[S], given: dict[str, Any]) -> S:
+    """A section of the settings with what the options say instead."""
+    from pydantic import ValidationError
+
+    from pipeline.errors import ParamsError
+
+    try:
+        return kind.model_validate(
+            section.model_dump() | {key: value for key, value in given.items() if value is not None}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][-1]).replace("_", "-")
+        raise ParamsError(f"--{option}: got {first['input']!r}, expected: {first['msg']}.") from None
 
 
 def _check_time(time: str) -> None:

@@ -183,11 +183,13 @@ def promote(engine: Engine, name: str | int, *, note: str | None = None) -> Rele
     """
 
     def change(session: Session) -> ReleaseRow:
+        # every row in one order: two promotions at once wait for each other instead of deadlocking
+        rows = session.scalars(sa.select(ReleaseRow).order_by(ReleaseRow.id).with_for_update()).all()
         row = _find(session, name)
         if row.state != ReleaseState.IN_SERVICE:
-            now_in_service = sa.select(ReleaseRow).where(ReleaseRow.state == ReleaseState.IN_SERVICE).with_for_update()
-            for other in session.scalars(now_in_service):
-                other.state = ReleaseState.RETIRED
+            for other in rows:
+                if other.state == ReleaseState.IN_SERVICE:
+                    other.state = ReleaseState.RETIRED
             session.flush()  # before the next one: the index allows one in service
             row.state = ReleaseState.IN_SERVICE
             row.promoted_at = dt.datetime.now(dt.UTC)

@@ -27,7 +27,7 @@ from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgemen
 from pipeline.params import DETECTOR_NAMES, Params
 from pipeline.report import ReportData, render_report
 from pipeline.rows import Rows
-from pipeline.schema import TEXT, BoolN, FleetSpec, Label, Role, dictionary_column, time_column
+from pipeline.schema import TEXT, BoolN, FleetSpec, Label, Role, dictionary_column, energy_is_finite, time_column
 from pipeline.store import atomic_folder, write_json, write_text
 from pipeline.train import train_detector, use_threads
 
@@ -97,6 +97,7 @@ def run_backtest(request: BacktestRequest, params: Params, out: Path, say: Any =
     params = params.model_copy(
         update={"detectors": tuple(chosen), "release": params.release.model_copy(update={"detector": release_detector})}
     )
+    check_output(out, request.source)
     use_threads(params.train.threads)
     recording = read_recording(request)
     if request.across_machines:
@@ -112,9 +113,22 @@ def run_backtest(request: BacktestRequest, params: Params, out: Path, say: Any =
         "bins": recording.fleet.bins,
         "roles": fold.counts,
     }
-    judgement.figures["notes"] += [*recording.warnings, *fold.calibration.notes]
+    judgement.figures["notes"] += [*recording.warnings, *fold.calibration.notes, *order_notes(recording, fold, request)]
     write_backtest(out, recording, judgement, fold, params)
     return judgement.figures
+
+
+def check_output(out: Path, source: Path) -> None:
+    """Refuse a folder that holds anything but an earlier backtest: it would be replaced.
+
+    Raises:
+        UserError: a file, a folder of something else, or one with the source inside.
+    """
+    earlier = (out / "metrics.json").is_file() and (out / "report.html").is_file()
+    if (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir()) and not earlier):
+        raise UserError(f"--out: got {out}, which holds other things; expected a new folder or an earlier backtest.")
+    if out.resolve() in (source.resolve(), *source.resolve().parents) and out.exists():
+        raise UserError(f"--out: got {out}, which holds the source {source}; expected another folder.")
 
 
 def read_recording(request: BacktestRequest) -> Recording:
@@ -133,10 +147,10 @@ def read_recording(request: BacktestRequest) -> Recording:
     context = context.iloc[order].reset_index(drop=True)
     spectra = frame.spectra_NF[order]
     label = _labels(context[column], request.source)
-    usable = np.isfinite(spectra).all(1) & ((spectra >= 0).all(1) if frame.kind == "spectrum" else True)
+    usable = energy_is_finite(spectra) & ((spectra >= 0).all(1) if frame.kind == "spectrum" else True)
     warnings = list(frame.warnings)
     if not usable.all():
-        warnings.append(f"{int((~usable).sum())} rows hold NaN, infinite or negative bins and are left out.")
+        warnings.append(f"{int((~usable).sum())} rows hold NaN, infinite, negative or enormous bins and are left out.")
         context, spectra, label = context[usable].reset_index(drop=True), spectra[usable], label[usable]
     machines, codes = np.unique(context["machine_id"].to_numpy(dtype=str), return_inverse=True)
     # whatever the time column's unit is: microseconds since 1970
@@ -157,7 +171,12 @@ def read_recording(request: BacktestRequest) -> Recording:
 
 
 def _labels(values: pd.Series, source: Path) -> np.ndarray:
-    numbers = pd.to_numeric(values, errors="coerce").fillna(UNKNOWN).to_numpy()
+    parsed = pd.to_numeric(values, errors="coerce")
+    text = parsed.isna() & values.notna()
+    if text.any():
+        got = f"{values[text].iloc[0]!r} in {int(text.sum())} rows"
+        raise ContractError.of(f"labels in {values.name}", got=got, expected="0, 1 or -1", where=source)
+    numbers = parsed.fillna(UNKNOWN).to_numpy()
     other = ~np.isin(numbers, (HEALTHY, FAULTY, UNKNOWN))
     if other.any():
         got = f"{numbers[other][0]:g} in {int(other.sum())} rows"
@@ -317,6 +336,21 @@ def events_of(recording: Recording, judged_N: BoolN) -> list[Event]:
     return events
 
 
+def order_notes(recording: Recording, fold: Fold, request: BacktestRequest) -> list[str]:
+    """Says how many judged rows are no later than what fitted and calibrated for their machine."""
+    if request.across_machines:
+        return []
+    healthy = fold.calibration.healthy.rows
+    last = np.full(len(recording.rows.machines), np.iinfo(np.int64).min)
+    np.maximum.at(last, healthy.machine, healthy.time_us)
+    early = int((fold.test.rows.time_us <= last[fold.test.rows.machine]).sum())
+    if not early:
+        return []
+    return [
+        f"{early:,} judged rows are earlier than the last calibration row of their machine: not a test in time order."
+    ]
+
+
 def judge_fold(
     recording: Recording,
     fold: Fold,
@@ -372,8 +406,11 @@ def across_machines(recording: Recording, request: BacktestRequest, params: Para
     merged = _merge(folds)
     thresholds = dict.fromkeys(params.detectors, 1.0)
     judgement = judge_fold(recording, merged, params, request.time, thresholds=thresholds)
-    judgement.figures["budget"]["rule"] = "few"
     judgement.figures["per_machine"] = per_machine_auroc(merged)
+    if any(value is None for row in judgement.figures["per_machine"].values() for value in row.values()):
+        judgement.figures["null_reasons"]["per_machine"] = (
+            "A machine without healthy or without faulty rows has no AUROC."
+        )
     judgement.figures["notes"].append(
         f"{len(folds)} folds, each machine judged by models that never saw its training rows; scores in units of the "
         "fold's own threshold (one false episode on its calibration rows)."

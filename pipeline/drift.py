@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ContractError
+from pipeline.facts import newest_of_files
 from pipeline.params import MonitorParams
 from pipeline.reference import compared_columns, reference_table
 from pipeline.release import Release
@@ -31,6 +32,9 @@ from pipeline.store import atomic_file, day_files, read_table
 
 MIN_MACHINE_ROWS = 10  # of the reference, below which a machine cannot be compared with itself
 MIN_ROWS = 50
+NEWEST_FILES = 14  # day files among which the newest row is looked for
+WRONG_CLOCK_HOURS = 24.0  # a few rows further ahead than this have a wrong clock
+SPLIT_SHARE = 0.25  # of the variation between hours, which the best split must explain to be a change within the window
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def check_drift(
 def recent_rows(release: Release, data_set: Path, score_log: Path, params: MonitorParams, seed: int) -> Rows:
     """A seeded sample of the usable rows of the newest `params.days`, stratified by machine."""
     files = day_files(data_set)
-    newest = int(times_us(read_table(files[-1], ["timestamp"])["timestamp"]).max())
+    newest = newest_of_files(files[-NEWEST_FILES:], WRONG_CLOCK_HOURS)
     since = newest - int(params.days * MICROSECONDS_PER_DAY)
     first_day = str(np.datetime64(since, "us").astype("datetime64[D]"))
     tables, spectra, epochs = [], [], []
@@ -208,7 +212,7 @@ def change_point(current: pa.Table, reference: pa.Table, columns: list[str]) -> 
         between = len(left) * len(right) / len(hours) * (right.mean() - left.mean()) ** 2
         if right.mean() > left.mean() and between > gain:
             best, gain = cut, between
-    start = hours[best] if gain > 0.5 * total else hours[0]
+    start = hours[best] if gain > SPLIT_SHARE * total else hours[0]
     return dt.datetime.fromtimestamp(int(start) * 3600, tz=dt.UTC)
 
 
@@ -218,5 +222,5 @@ def _matrix(table: pa.Table, columns: list[str]) -> np.ndarray:
 
 def window_start(data_set: Path, days: float) -> dt.datetime:
     """The start of the newest `days` of a data set (UTC)."""
-    newest = int(times_us(read_table(day_files(data_set)[-1], ["timestamp"])["timestamp"]).max())
+    newest = newest_of_files(day_files(data_set)[-NEWEST_FILES:], WRONG_CLOCK_HOURS)
     return dt.datetime.fromtimestamp(newest / 1e6, tz=dt.UTC) - dt.timedelta(days=days)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,9 @@ def evaluate(
     policy: AlertPolicy,
     params: Params,
     fleet: FleetSpec,
+    never_seen: Collection[str] = (),
 ) -> Judgement:
-    """Judge scored test rows of a build; see `judge`.
+    """Judge scored test rows of a build: the machines that train, later; and apart, those never seen. See `judge`.
 
     In a simulation rows that are truly faulty without a failure in the log are set aside: they are neither.
     """
@@ -122,18 +123,42 @@ def evaluate(
         faulty = truly_faulty(rows, truth)
         keep = ~(faulty & (label_N != FAULTY))
         label_N = np.where((label_N == FAULTY) & ~faulty, UNKNOWN, label_N).astype(np.int8)
-    return judge(
-        judged_rows(scored, label_N, keep),
-        calibration,
-        events,
-        rows.machines,
-        policy,
-        release_detector=params.release.detector,
-        evaluate=params.evaluate,
-        calibrate=params.calibrate,
-        calendar=fleet.time == "absolute",
-        seed=params.seed,
-    )
+    unseen = np.isin(np.array(rows.machines, dtype=object)[rows.machine], list(never_seen))
+    verdicts = []
+    for chosen in (~unseen, unseen):
+        machines = set(rows.machine[chosen].tolist())
+        verdicts.append(
+            judge(
+                judged_rows(scored, label_N, keep & chosen),
+                calibration,
+                [event for event in events if event.machine in machines],
+                rows.machines,
+                policy,
+                release_detector=params.release.detector,
+                evaluate=params.evaluate,
+                calibrate=params.calibrate,
+                calendar=fleet.time == "absolute",
+                seed=params.seed,
+            )
+            if (keep & chosen).any()
+            else None
+        )
+    primary, secondary = verdicts
+    if primary is None:
+        raise ContractError.of("test rows", got=0, expected="rows of machines that train", where="role test")
+    primary.figures["unseen_machines"] = None
+    if secondary is None:
+        primary.figures["null_reasons"]["unseen_machines"] = "No machine is held out (split.unseen_machine_share)."
+    else:
+        kept = ("dataset", "detectors", "tiers", "null_reasons")
+        primary.figures["unseen_machines"] = {key: secondary.figures[key] for key in kept}
+    return primary
+
+
+def machines_never_seen(split: pa.Table) -> set[str]:
+    """Machines of which some rows only describe them: no model saw any other."""
+    names = split.filter(pa.array(has_role(split, Role.BASELINE)))["machine_id"]
+    return set(names.cast(pa.string()).unique().to_pylist())
 
 
 def reconstructions(detector: Detector, scored: Scored, judgement: Judgement, fleet: FleetSpec) -> list[dict[str, Any]]:
@@ -206,9 +231,8 @@ def main() -> None:
     calibration = load_calibration_rows(root, rows.machines)
     failures = read_table(raw / "failures.parquet", schema=FAILURE_SCHEMA)
     truth = read_truth(raw, params.evaluate.use_truth)
-    judgement = evaluate(
-        scored, calibration, failures, truth, AlertPolicy.from_json(calibrated["policy"]), params, fleet
-    )
+    policy, never_seen = AlertPolicy.from_json(calibrated["policy"]), machines_never_seen(split)
+    judgement = evaluate(scored, calibration, failures, truth, policy, params, fleet, never_seen)
     judgement.figures["notes"] += calibrated["notes"]
     with atomic_folder(root / "data/evaluation") as folder:
         release_detector = detectors[params.release.detector]

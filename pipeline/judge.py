@@ -114,10 +114,11 @@ def judge(
     """
     nulls: dict[str, str] = {}
     interval_us = typical_interval_us(test.machine, test.time_us)
-    healthy = test.label != FAULTY
+    # where an alert can be false: time in which every alert is forgiven is no time of observation
+    healthy = (test.label != FAULTY) & ~forgiven_rows(test, events)
     days = {"calibration": calibration.machine_days(interval_us), "test": test.machine_days(interval_us, healthy)}
     expected = evaluate.false_episodes_per_machine_day * days["calibration"]
-    few = expected < MIN_EXPECTED_EPISODES
+    few = thresholds is not None or expected < MIN_EXPECTED_EPISODES
     allowed = float(FEW_EPISODES[1]) if few else expected
     test_line = Timeline.of(test.machine, test.time_us, policy)
     calibration_line = Timeline.of(calibration.machine, calibration.time_us, policy)
@@ -146,7 +147,7 @@ def judge(
                 )
                 for count in FEW_EPISODES
             }
-    notes = _notes(few, allowed, expected, len(np.unique(calibration.machine)))
+    notes = _notes(few and thresholds is None, allowed, expected, len(np.unique(calibration.machine)))
     operating, tiers, episodes = judge_tiers(
         test, calibration, events, test_line, machines, release_detector, calibrate, days["test"], seed, nulls
     )
@@ -189,6 +190,15 @@ def budget_threshold(scores_N: FloatN, line: Timeline, allowed: float) -> float:
     return best
 
 
+def forgiven_rows(test: JudgedRows, events: Sequence[Event]) -> npt.NDArray[np.bool_]:
+    """Rows of the judged failures' windows, the unknown stretch before them included."""
+    forgiven = np.zeros(len(test), bool)
+    for event in events:
+        inside = (test.time_us >= event.grace_us) & (test.time_us <= event.end_us)
+        forgiven |= inside & (test.machine == event.machine)
+    return forgiven
+
+
 def outcome_at(exceeds_N: npt.NDArray[np.bool_], line: Timeline, events: Sequence[Event]) -> Outcome:
     """Caught failures and false episodes of alerts at one threshold."""
     episodes = line.episodes(line.alert_rows(exceeds_N))
@@ -214,7 +224,10 @@ def outcome_at(exceeds_N: npt.NDArray[np.bool_], line: Timeline, events: Sequenc
 def caught_by_chance(
     exceeds_N: npt.NDArray[np.bool_], line: Timeline, events: Sequence[Event], shifts: int, seed: int
 ) -> float | None:
-    """Mean number of failures caught when each machine's alerts are shifted in a circle by a random number of rows."""
+    """Mean number of failures caught when each machine's alerts are shifted in a circle by a random number of rows.
+
+    The rule is that of `outcome_at`: an alert opens in the window, or opened in the stretch before it and still stands.
+    """
     if not events:
         return None
     episodes = line.episodes(line.alert_rows(exceeds_N))
@@ -222,13 +235,15 @@ def caught_by_chance(
     for event in events:
         low, high = np.searchsorted(line.machine, [event.machine, event.machine + 1])
         length = int(high - low)
-        opened = episodes.first[(episodes.first >= low) & (episodes.first < high)] - low
+        mine = (episodes.first >= low) & (episodes.first < high)
+        opened, lasts = episodes.first[mine] - low, (episodes.last - episodes.first)[mine]
         if not length or not len(opened):
             continue
         times = line.time_us[low:high]
-        first, last = np.searchsorted(times, [event.start_us, event.end_us + 1])
+        before, first, last = np.searchsorted(times, [event.grace_us, event.start_us, event.end_us + 1])
         moved = (opened[None, :] + rng.integers(0, length, size=(shifts, 1))) % length
-        total += float(((moved >= first) & (moved < last)).any(1).mean())
+        standing = (moved >= before) & (moved < first) & (moved + lasts[None, :] >= first)
+        total += float((((moved >= first) & (moved < last)) | standing).any(1).mean())
     return round(total, 3)
 
 
@@ -240,7 +255,7 @@ def row_metrics(test: JudgedRows, name: str, nulls: dict[str, str], seed: int) -
     figures: dict[str, Any] = {"auroc": None, "auroc_ci": None, "average_precision": None, "partial_auroc": None}
     if not healthy or not faulty:
         nulls["auroc"] = f"The test rows hold {healthy} healthy and {faulty} faulty rows; both are needed."
-        nulls["average_precision"] = nulls["partial_auroc"] = nulls["auroc"]
+        nulls["average_precision"] = nulls["partial_auroc"] = nulls["auroc_ci"] = nulls["auroc"]
         return figures
     figures["auroc"] = _round(roc_auc_score(label, score))
     figures["auroc_ci"] = auroc_interval(label, score, test.machine[known], seed)
@@ -299,13 +314,15 @@ def event_metrics(
         "median_lead_time_hours": _round(np.median(leads)) if leads else None,
     }
     if not events:
-        nulls["events_caught"] = nulls["events_by_chance"] = "There is no failure to judge in the test rows."
+        for key in ("events_caught", "events_caught_ci", "events_by_chance"):
+            nulls[key] = "There is no failure to judge in the test rows."
     if not leads:
         nulls.setdefault("median_lead_time_hours", "Where no failure was caught there is no lead time.")
     if not calendar:
+        nulls["false_episodes_per_day_ci"] = "Dates are synthetic (--time relative): rates per day mean nothing."
         nulls["false_episodes_per_day"] = "Dates are synthetic (--time relative): rates per day mean nothing."
     elif days <= 0:
-        nulls["false_episodes_per_day"] = "There are no healthy test rows."
+        nulls["false_episodes_per_day"] = nulls["false_episodes_per_day_ci"] = "There are no healthy test rows."
     else:
         scale = machines / days
         low, high = poisson_interval(outcome.false_episodes)

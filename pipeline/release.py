@@ -141,7 +141,9 @@ def build_release(root: Path, params: Params, folder: Path) -> None:
 def manifest_of(root: Path, folder: Path, params: Params, split: pa.Table, metrics: dict[str, Any]) -> dict[str, Any]:
     """What made the release; nothing that changes from one identical build to the next."""
     device = read_json(root / "data/models" / params.release.detector / "history.json").get("device", "cpu")
-    newest = int(times_us(split["timestamp"]).max())
+    # a row with a wrong clock is quarantined; it must not hide the log entries of the years before it
+    trusted = np.array(split["log_status"].cast(pa.string()).to_pylist()) != "quarantined"
+    newest = int(times_us(split["timestamp"])[trusted].max())
     inputs = {
         "snapshot": sha256_file(root / "data/raw/snapshot.json"),
         "split": sha256_file(root / "data/status/split.parquet"),

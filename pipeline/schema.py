@@ -235,6 +235,16 @@ def spectra_view(column: pa.Array | pa.ChunkedArray, bins: int, where: object = 
     return np.asarray(flat.to_numpy(zero_copy_only=flat.null_count == 0)).reshape(-1, bins)
 
 
+def energy_is_finite(spectra_NF: FloatNF) -> BoolN:
+    """Rows (N,) without NaN, infinity, or magnitudes whose energy float32 cannot hold (an error code, say).
+
+    >>> energy_is_finite(np.array([[1, 2], [np.nan, 1], [3.4e38, 1]], np.float32)).tolist()
+    [True, False, False]
+    """
+    with np.errstate(over="ignore"):
+        return np.asarray(np.isfinite(np.einsum("nf,nf->n", spectra_NF, spectra_NF)))
+
+
 def spectra_column(spectra_NF: FloatNF) -> pa.FixedSizeListArray:
     """A spectrum column over the array's own memory."""
     contiguous = np.ascontiguousarray(spectra_NF, dtype=np.float32)

@@ -28,6 +28,7 @@ from pipeline.schema import (
     FloatNF,
     codes_and_names,
     dictionary_column,
+    energy_is_finite,
     load_fleet_spec,
     score_log_schema,
     spectra_view,
@@ -117,7 +118,7 @@ def score_day(
     machine, machines = codes_and_names(table["machine_id"])
     machine = machine[chosen]
     epoch = epochs.of_rows(machine, time_us, machines)
-    usable: BoolN = np.asarray(np.isfinite(spectra).all(axis=1))
+    usable = energy_is_finite(spectra)
     if release.fleet.kind == "spectrum":
         usable = np.asarray(usable & (np.nan_to_num(spectra) >= 0).all(axis=1))
     columns, tier, top = score_columns(release, spectra, machine, machines, epoch, usable)
@@ -133,8 +134,19 @@ def score_day(
         "release": dictionary_column(np.zeros(len(chosen), np.int16), [release.id]),
     }
     schema = score_log_schema(release.manifest["members"])
-    write_table(output, pa.table([keys[name] for name in schema.names], schema=schema))
+    scored = pa.table([keys[name] for name in schema.names], schema=schema)
+    write_table(output, scored if whole else with_rows_before(scored, output))
     return DayScores(machine, machines, time_us, tier, int((~usable).sum()))
+
+
+def with_rows_before(scored: pa.Table, output: Path) -> pa.Table:
+    """The newly scored rows of a day and those that its log already holds, in the order of rows."""
+    if not output.exists():
+        return scored
+    earlier = read_table(output)
+    kept = earlier.filter(pa.array(~np.isin(earlier["row"].to_numpy(), scored["row"].to_numpy())))
+    both = pa.concat_tables([kept, scored], promote_options="permissive").unify_dictionaries()
+    return both.take(pa.array(np.argsort(both["row"].to_numpy(), kind="stable")))
 
 
 def score_columns(

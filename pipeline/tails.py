@@ -70,7 +70,7 @@ class TailTable:
         exact = (position < len(self.values)) & (
             self.values[np.minimum(position, len(self.values) - 1)] == comparable_N
         )
-        inside_thinned = (~exact) & (position > 0) & (position < max(0, len(self.values) - KEPT_WHOLE))
+        inside_thinned = (~exact) & (position > 0) & (position <= max(0, len(self.values) - KEPT_WHOLE))
         at_least = np.r_[self.at_least, 0][np.where(inside_thinned, position - 1, position)]
         return np.asarray((1.0 + at_least) / (self.rows + 1.0))
 

@@ -22,6 +22,8 @@ from pipeline.rows import Rows, has_role, load_rows
 from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FleetSpec, Role, load_fleet_spec
 from pipeline.store import atomic_folder, read_table
 
+MIN_TRAINING_ROWS = 10
+
 
 def use_threads(threads: int) -> None:
     """Fix the number of threads: it decides the last bits of sums."""
@@ -97,6 +99,9 @@ def train_detector(
         is_validation[late[-max(1, int(kept.sum()) // 10) :]] = True
         if kept.sum() > is_validation.sum():
             kept &= ~is_validation
+    if kept.sum() < MIN_TRAINING_ROWS:
+        expected = f"at least {MIN_TRAINING_ROWS} healthy rows"
+        raise ContractError.of("training rows", got=int(kept.sum()), expected=expected, where="role train")
     device = choose_device(params.device)
     detector = make_detector(name, baselines, params, device)
     training = TrainingRows(rows.spectra[kept], code_N[kept], rows.spectra[is_validation], code_N[is_validation])

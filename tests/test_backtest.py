@@ -231,3 +231,30 @@ def test_real_bearings_in_time_order(real_data: Path, tmp_path: Path, name: str)
     assert figures["dataset"]["failures"] == 6
     # the reference figure for PCA on the log magnitudes of these bearings is .951 (a model per bearing)
     assert figures["detectors"]["pca"]["auroc"] > 0.85
+
+
+def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other things"):
+        run_backtest(BacktestRequest(recording(tmp_path / "r.parquet")), QUICK, tmp_path / "out", lambda _l: None)
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
+
+
+def test_an_enormous_bin_and_text_labels(tmp_path: Path) -> None:
+    source = recording(tmp_path / "r.parquet")
+    frame = pd.read_parquet(source)
+    frame.loc[350, "bin_02"] = np.float32(3.4e38)
+    frame.to_parquet(source)
+    figures = run_backtest(BacktestRequest(source, train_query="life < 0.5"), QUICK, tmp_path / "out", lambda _l: None)
+    assert any("1 rows hold" in note for note in figures["notes"])
+    frame["label"] = frame["label"].astype(str).replace("1", "fault")
+    frame.to_parquet(source)
+    with pytest.raises(ContractError, match="got 'fault' in"):
+        run_backtest(BacktestRequest(source), QUICK, tmp_path / "two", lambda _l: None)
+
+
+def test_judged_rows_before_the_training_rows_are_told(tmp_path: Path) -> None:
+    request = BacktestRequest(recording(tmp_path / "r.parquet"), train_query="life >= 0.2 and life < 0.5")
+    figures = run_backtest(request, QUICK, tmp_path / "out", lambda _l: None)
+    assert any("earlier than the last calibration row" in note for note in figures["notes"])

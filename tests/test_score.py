@@ -144,3 +144,15 @@ def test_the_same_stage_gives_the_same_release(built: Path, tmp_path: Path) -> N
     assert release_id(tmp_path) == release_id(built / "data/release")
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["models"].keys() == set(manifest["members"])
+
+
+def test_scoring_a_part_of_a_day_again_keeps_the_rest_of_its_log(built: Path, release: Release, tmp_path: Path) -> None:
+    day = dt.datetime.fromisoformat(day_files(built / "data/raw")[3].stem).replace(tzinfo=dt.UTC)
+    path = tmp_path / f"{day:%Y-%m-%d}.parquet"
+    end = day + dt.timedelta(days=1)
+    score_data_set(release, built / "data/raw", tmp_path, day, end)
+    before = read_table(path).to_pandas()
+    score_data_set(release, built / "data/raw", tmp_path, day + dt.timedelta(hours=18), end)
+    after = read_table(path).to_pandas()
+    assert after["row"].tolist() == before["row"].tolist()
+    np.testing.assert_array_equal(after["score_vae"], before["score_vae"])

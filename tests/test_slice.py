@@ -106,3 +106,21 @@ def test_scoring_with_the_command_line_and_the_library_agree(
     assert not stopped.value.code
     rows = sum(pq.read_metadata(path).num_rows for path in (tmp_path / "log").glob("*.parquet"))
     assert rows == json.loads((built / "data/raw/snapshot.json").read_text())["rows"]
+
+
+def test_machines_never_seen_are_judged_apart(built: Path) -> None:
+    figures = json.loads((built / "metrics/evaluation.json").read_text())
+    split = pq.read_table(built / "data/status/split.parquet").to_pandas()
+    unseen = set(split.loc[split["role"] == "baseline", "machine_id"])
+    assert unseen
+    assert figures["unseen_machines"]["dataset"]["machine_days"] > 0
+    events = json.loads((built / "data/evaluation/events.json").read_text())
+    assert not unseen & {event["machine_id"] for event in events}
+
+
+def test_an_option_out_of_range_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(monkeypatch, "simulate", "--out", "fleet", "--machines", "0") == 2
+    assert "--machines: got 0" in capsys.readouterr().err
