@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -248,9 +249,10 @@ def promote_command(
 
 def comparison_table(figures: dict[str, Any]) -> Table:
     """The table of every detector, as it stands in metrics.json."""
-    table = Table(title="Every detector, the same rows, the same budget of false alarms", title_justify="left")
+    title = "Every detector, the same rows, the same budget of false alarms"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("detector", no_wrap=True)
-    for column in ("AUROC, 90 %", "precision", "caught", "chance", "false", "lead h"):
+    for column in ("AUROC, 90 %", "avg prec", "caught", "chance", "false", "lead h"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in figures["detectors"].items():
         interval = row.get("auroc_ci")
