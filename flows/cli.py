@@ -250,7 +250,7 @@ def promote_command(
 def comparison_table(figures: dict[str, Any]) -> Table:
     """The table of every detector, as it stands in metrics.json."""
     title = "Every detector, the same rows, the same budget of false alarms"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("detector", no_wrap=True)
     for column in ("AUROC, 90 %", "avg prec", "caught", "chance", "false", "lead h"):
         table.add_column(column, justify="right", no_wrap=True)
