@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -130,6 +129,7 @@ def backtest(
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:
     """Train on the healthy past of a recording, calibrate, and judge what comes after."""
+    from flows.summary import comparison_table
     from pipeline.backtest import BacktestRequest, run_backtest
 
     _check_time(time)
@@ -247,27 +247,6 @@ def promote_command(
     _say(f"release {row.id} (v{row.version}) is in service")
 
 
-def comparison_table(figures: dict[str, Any]) -> Table:
-    """The table of every detector, as it stands in metrics.json."""
-    title = "Every detector, the same rows, the same budget of false alarms"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("detector", no_wrap=True)
-    for column in ("AUROC, 90 %", "avg prec", "caught", "chance", "false", "lead h"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, row in figures["detectors"].items():
-        interval = row.get("auroc_ci")
-        table.add_row(
-            name,
-            _number(row["auroc"], 3) + ("" if not interval else f" {interval[0]:.3f}-{interval[1]:.3f}"),
-            _number(row["average_precision"], 3),
-            "—" if row["events_caught"] is None else f"{row['events_caught']} of {row['events']}",
-            _number(row["events_by_chance"], 1),
-            _number(row["false_episodes"], 0),
-            _number(row["median_lead_time_hours"], 1),
-        )
-    return table
-
-
 def main() -> None:
     """Entry point of `hearken`."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded; see flows.settings.QUIET
@@ -279,10 +258,6 @@ def main() -> None:
     except HearkenError as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]failed:[/red] {escape(str(error))}", highlight=False)
         sys.exit(1)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "—" if value is None else f"{value:.{digits}f}"
 
 
 def _say(line: str) -> None:

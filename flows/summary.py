@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -87,18 +88,42 @@ def shown(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def comparison_table(figures: dict[str, Any]) -> Table:
+    """The table of every detector, as it stands in metrics.json."""
+    title = "Every detector, the same rows, the same budget of false alarms"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("detector", no_wrap=True)
+    for column in ("AUROC, 90 %", "avg prec", "caught", "chance", "false", "lead h"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in figures["detectors"].items():
+        interval = row.get("auroc_ci")
+        table.add_row(
+            name,
+            _number(row["auroc"], 3) + ("" if not interval else f" {interval[0]:.3f}-{interval[1]:.3f}"),
+            _number(row["average_precision"], 3),
+            "—" if row["events_caught"] is None else f"{row['events_caught']} of {row['events']}",
+            _number(row["events_by_chance"], 1),
+            _number(row["false_episodes"], 0),
+            _number(row["median_lead_time_hours"], 1),
+        )
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "—" if value is None else f"{value:.{digits}f}"
+
+
 def print_summary(result: BuildResult, console: Console | None = None) -> None:
     """The tables at the end of a build."""
     console = console or Console()
-    for title, rows in (("Stages", stage_rows(result.stages)), ("Detectors", evaluation_rows(result.folder))):
-        if not rows:
-            continue
-        table = Table(title=title, title_justify="left")
-        for name in rows[0]:
-            table.add_column(name.replace("_", " "), justify="left" if name in ("stage", "detector") else "right")
-        for row in rows:
-            table.add_row(*(shown(value) for value in row.values()))
-        console.print(table)
+    table = Table(title="Stages", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("stage", "what happened", "seconds"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for row in stage_rows(result.stages):
+        table.add_row(*(shown(value) for value in row.values()))
+    console.print(table)
+    if (result.folder / EVALUATION).is_file():
+        console.print(comparison_table(store.read_json(result.folder / EVALUATION)))
     if result.release_id:
         console.print(f"release v{result.version} ({result.release_id})", highlight=False)
     if result.note:
