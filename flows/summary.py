@@ -99,12 +99,12 @@ def comparison_table(figures: dict[str, Any]) -> Table:
         interval = row.get("auroc_ci")
         table.add_row(
             name,
-            _number(row["auroc"], 3) + ("" if not interval else f" {interval[0]:.3f}-{interval[1]:.3f}"),
-            _number(row["average_precision"], 3),
-            "—" if row["events_caught"] is None else f"{row['events_caught']} of {row['events']}",
-            _number(row["events_by_chance"], 1),
-            _number(row["false_episodes"], 0),
-            _number(row["median_lead_time_hours"], 1),
+            _number(row.get("auroc"), 3) + ("" if not interval else f" {interval[0]:.3f}-{interval[1]:.3f}"),
+            _number(row.get("average_precision"), 3),
+            "—" if row.get("events_caught") is None else f"{row.get('events_caught')} of {row.get('events')}",
+            _number(row.get("events_by_chance"), 1),
+            _number(row.get("false_episodes"), 0),
+            _number(row.get("median_lead_time_hours"), 1),
         )
     return table
 
