@@ -101,7 +101,7 @@ def comparison_table(figures: dict[str, Any]) -> Table:
             name,
             _number(row.get("auroc"), 3) + ("" if not interval else f" {interval[0]:.3f}-{interval[1]:.3f}"),
             _number(row.get("average_precision"), 3),
-            "—" if row.get("events_caught") is None else f"{row.get('events_caught')} of {row.get('events')}",
+            "–" if row.get("events_caught") is None else f"{row.get('events_caught')} of {row.get('events')}",
             _number(row.get("events_by_chance"), 1),
             _number(row.get("false_episodes"), 0),
             _number(row.get("median_lead_time_hours"), 1),
@@ -110,7 +110,7 @@ def comparison_table(figures: dict[str, Any]) -> Table:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "—" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def print_summary(result: BuildResult, console: Console | None = None) -> None:
