@@ -19,13 +19,11 @@ from flows import registry
 from flows.database import open_database
 from flows.runs import failed, settings_of_run
 from flows.settings import Settings
-from pipeline.drift import DriftDecision, check_drift
+from pipeline.drift import DriftDecision, check_drift, window_start
 from pipeline.errors import HearkenError, ReleaseError
 from pipeline.params import Params, load_params
 from pipeline.release import load_release
-from pipeline.schema import times_us
 from pipeline.score import score_data_set
-from pipeline.store import day_files, read_table
 
 DRIFT_EVENT = "hearken.drift.detected"
 FLEET_RESOURCE = "hearken.fleet"
@@ -75,17 +73,11 @@ def release_in_service(settings: Settings) -> str:
     return row.id
 
 
-def newest_time(data_set: Path) -> dt.datetime:
-    """The time of the newest row of a data set (UTC)."""
-    newest = read_table(day_files(data_set)[-1], ["timestamp"])["timestamp"]
-    return dt.datetime.fromtimestamp(int(times_us(newest).max()) / 1e6, dt.UTC)
-
-
 @task(name="score and compare", cache_policy=NO_CACHE)
 def score_and_compare(settings: Settings, release: str, landing: Path, params: Params, report: Path) -> DriftDecision:
     """Write the score log of the window, and compare it with the release's reference."""
     loaded = load_release(settings.releases / release, release)
-    since = newest_time(landing) - dt.timedelta(days=params.monitor.days)
+    since = window_start(landing, params.monitor.days)
     score_log = settings.home / "scores" / release
     summary = score_data_set(loaded, landing, score_log, since=since)
     get_run_logger().info("%d rows of %d machines since %s scored", summary.rows, summary.machines, since.isoformat())

@@ -216,14 +216,25 @@ def roles(recording: Recording, request: BacktestRequest) -> np.ndarray:
     else:
         trains = select(recording, request.train_query, "--train-query")
     test = ~trains if request.test_query is None else select(recording, request.test_query, "--test-query")
-    healthy = recording.label == HEALTHY
-    role = np.full(len(recording.rows), str(Role.NONE), dtype=object)
-    role[test & ~trains] = str(Role.TEST)
     overlap = int((test & trains).sum())
     if overlap and request.test_query is not None:
         raise UserError(f"--test-query: got {overlap} rows that also train, expected none.")
+    role = assign_roles(recording, baseline, trains, test)
+    if not (role == Role.TEST).any():
+        raise ContractError.of("test rows", got=0, expected="rows that do not train", where="--test-query")
+    return role
+
+
+def assign_roles(recording: Recording, baseline: BoolN, trains: BoolN, tests: BoolN) -> np.ndarray:
+    """Roles (N,) from who describes, who trains and who is judged; a baseline row is never judged.
+
+    Raises:
+        ContractError: no healthy row trains.
+    """
+    healthy = recording.label == HEALTHY
+    role = np.full(len(recording.rows), str(Role.NONE), dtype=object)
+    role[tests & ~trains & ~baseline] = str(Role.TEST)
     role[baseline & healthy] = str(Role.BASELINE)
-    role[baseline & ~healthy] = str(Role.NONE)
     fits = trains & healthy & ~baseline
     if not fits.any():
         raise ContractError.of(
@@ -231,8 +242,6 @@ def roles(recording: Recording, request: BacktestRequest) -> np.ndarray:
         )
     for machine in np.unique(recording.rows.machine[fits]):
         _cut(role, np.flatnonzero(fits & (recording.rows.machine == machine)))
-    if not (role == Role.TEST).any():
-        raise ContractError.of("test rows", got=0, expected="rows that do not train", where="--test-query")
     return role
 
 
@@ -393,13 +402,14 @@ def across_machines(recording: Recording, request: BacktestRequest, params: Para
         )
     trains = select(recording, request.train_query, "--train-query")
     tests = select(recording, request.test_query, "--test-query")
+    baseline = select(recording, request.baseline_query, "--baseline-query")
     folds = []
     for machine, name in enumerate(recording.rows.machines):
         mine = recording.rows.machine == machine
         if not (tests & mine).any():
             continue
         say(f"left out: {name}")
-        role = fold_roles(recording, request, trains & ~mine, tests & mine)
+        role = assign_roles(recording, baseline, trains & ~mine, tests & mine)
         folds.append(_in_threshold_units(run_fold(recording, role, params, say), params))
     if len(folds) < 2:
         raise ContractError.of("machines", got=len(folds), expected="at least two", where=request.source)
@@ -416,23 +426,6 @@ def across_machines(recording: Recording, request: BacktestRequest, params: Para
         "fold's own threshold (one false episode on its calibration rows)."
     )
     return judgement, merged
-
-
-def fold_roles(recording: Recording, request: BacktestRequest, trains: BoolN, tests: BoolN) -> np.ndarray:
-    """Roles when some machines train and another is judged."""
-    baseline = select(recording, request.baseline_query, "--baseline-query")
-    healthy = recording.label == HEALTHY
-    role = np.full(len(recording.rows), str(Role.NONE), dtype=object)
-    role[tests & ~baseline] = str(Role.TEST)
-    role[baseline & healthy] = str(Role.BASELINE)
-    fits = trains & healthy & ~baseline
-    if not fits.any():
-        raise ContractError.of(
-            "training rows", got="no healthy row", expected="rows with label 0", where="--train-query"
-        )
-    for machine in np.unique(recording.rows.machine[fits]):
-        _cut(role, np.flatnonzero(fits & (recording.rows.machine == machine)))
-    return role
 
 
 def _in_threshold_units(fold: Fold, params: Params) -> Fold:
