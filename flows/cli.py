@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import HearkenError, UserError
+from flows import layout_options
+from pipeline.errors import HearkenError, UserError, printable
 
 if TYPE_CHECKING:
     from flows.settings import Settings
@@ -41,31 +43,100 @@ def simulate(
     out: Annotated[Path, typer.Option(help="Folder of the data set or landing zone.")],
     from_day: Annotated[float, typer.Option(help="First day to write; continues the same fleet.")] = 0.0,
     days: Annotated[float | None, typer.Option(help="How many days; default: up to the planned end.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A fleet with a name instead of params.yaml: harbor.")] = None,
     machines: Annotated[int | None, typer.Option(help="Instead of simulate.machines.")] = None,
     firmware_day: Annotated[float | None, typer.Option(help="Day of a firmware change that no log tells.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of simulate.seed.")] = None,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Keep whole hours and horizons up to this.")] = None,
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:
     """Simulate a fleet of machines as a data set, seeded: the same settings give the same bytes."""
-    from pipeline.params import SimulateParams
+    from pipeline.params import Params, SimulateParams
     from pipeline.simulate import simulate as run
+    from pipeline.simulation.presets import preset_of
 
-    settings = _params(params).simulate
+    chosen = Params(simulate=preset_of(preset)) if preset is not None else _params(params)
     given = {"machines": machines, "firmware_day": firmware_day, "seed": seed}
-    settings = _with_options(settings, SimulateParams, given)
-    summary = run(settings, out, from_day=from_day, days=days)
+    settings = _with_options(chosen.simulate, SimulateParams, given)
+    horizon = chosen.split.horizon_hours
+    summary = run(settings, out, from_day=from_day, days=days, max_rows=max_rows, horizon_hours=horizon)
     _say(f"{summary.rows:,} spectra of {summary.machines} machines in {summary.days} days: {out}")
 
 
 @app.command()
+def init(
+    plant: Annotated[Path, typer.Argument(help="A new folder, outside of the checkout or below its data/.")],
+    name: Annotated[str | None, typer.Option(help="Of the fleet; default: the folder's.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA name of local times.")] = None,
+) -> None:
+    """Make a plant's own data folder: commented fleet.yaml and maintenance.csv, and a place for spectra."""
+    from pipeline.plant import init_plant
+
+    written = init_plant(plant, name=name, timezone=timezone)
+    _say(escape(f"{plant}: spectra/, {', '.join(path.name for path in written)}"))
+    _say(escape(f"put files into {plant}/spectra, then: hearken check {shlex.quote(str(plant))}"))
+
+
+@app.command()
+def check(
+    plant: Annotated[Path, typer.Argument(help="A plant's folder.")],
+    timezone: Annotated[str | None, typer.Option(help="IANA name for times without a zone.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    params: ParamsOption = DEFAULT_PARAMS,
+) -> None:
+    """Say everything that is wrong with a plant's folder, line by line; exit code 2 where there are errors."""
+    from flows.findings import findings_json, findings_table, summary_line
+    from pipeline.check import check_plant
+    from pipeline.findings import Severity
+
+    settings = _params(params)
+    checked = check_plant(
+        plant,
+        horizon_hours=settings.split.horizon_hours,
+        future_hours=settings.validate_.future_hours,
+        timezone=timezone or settings.ingest.timezone,
+        now=dt.datetime.now(dt.UTC),
+    )
+    if as_json:
+        typer.echo(findings_json(checked))
+    else:
+        if checked.findings:
+            # where nobody's window limits the width, a finding stands on one line if it can
+            Console(width=None if sys.stdout.isatty() else 160).print(findings_table(checked.findings))
+        _say(escape(summary_line(checked)))
+    if checked.count(Severity.ERROR):
+        raise typer.Exit(UserError.exit_code)
+
+
+@app.command()
 def ingest(
-    source: Annotated[Path, typer.Argument(help="A Parquet file, a folder of them, or a data set.")],
+    source: Annotated[
+        str, typer.Argument(help="A file, a folder of them, a data set, or a URI (s3://, gs://, abfs://, file://).")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the data set to write or to bring up to date.")],
     timezone: Annotated[str | None, typer.Option(help="IANA name for times without a zone.")] = None,
     time: Annotated[
         str, typer.Option(help="absolute, or relative: dates are synthetic, spacing is real.")
     ] = "absolute",
     label_column: Annotated[str | None, typer.Option(help="1 faulty, 0 healthy, -1 unknown.")] = None,
+    machine: layout_options.Machine = None,
+    map_: layout_options.Map = None,
+    path_pattern: layout_options.PathPattern = None,
+    timestamp_format: layout_options.TimestampFormat = None,
+    files: layout_options.Files = None,
+    format_: layout_options.Format = None,
+    kind: layout_options.Kind = None,
+    start: layout_options.Start = None,
+    interval: layout_options.Interval = None,
+    unit_in: layout_options.UnitIn = None,
+    unit: layout_options.Unit = None,
+    decimal: layout_options.Decimal = None,
+    sample_rate: layout_options.SampleRate = None,
+    window: layout_options.Window = None,
+    overlap: layout_options.Overlap = None,
+    bands: layout_options.Bands = None,
+    band: layout_options.Band = None,
+    channel: layout_options.Channel = None,
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:
     """Bring spectra into the project's form: day files, a maintenance log, fleet.yaml."""
@@ -77,6 +148,25 @@ def ingest(
     given = {"timezone": timezone, "time": time, "label_column": label_column}
     how = _with_options(settings.ingest, IngestParams, given)
     split = settings.split
+    layout = layout_options.layout_of(
+        source,
+        map_,
+        channel,
+        machine_id=machine,
+        path=path_pattern,
+        timestamp_format=timestamp_format,
+        files=files,
+        format=format_,
+        start=start,
+        interval_seconds=interval,
+        unit=unit_in,
+        decimal=decimal,
+        sample_rate_hz=sample_rate,
+        window_samples=window,
+        overlap=overlap,
+        bands=bands,
+        band=band,
+    )
     summary = run(
         source,
         out,
@@ -84,12 +174,16 @@ def ingest(
         horizon_hours=split.horizon_hours,
         tune_share=split.tune_failure_share,
         unseen_share=split.unseen_machine_share,
+        layout=layout,
+        unit=unit,
+        kind=layout_options.checked_kind(kind),
     )
     for warning in summary.warnings:
-        _say(f"[yellow]warning:[/yellow] {escape(warning)}")
+        _say(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
     _say(
         f"{summary.rows:,} spectra of {summary.machines} machines, {summary.bins} bins, {summary.days} days "
-        f"({summary.written} written, {summary.deleted} deleted), {summary.failures} failures: {out}"
+        f"({summary.written} written, {summary.deleted} deleted), {summary.failures} failures, "
+        f"{len(summary.set_aside)} files set aside: {escape(printable(str(out)))}"
     )
 
 
@@ -112,7 +206,7 @@ def build(
 
 @app.command()
 def backtest(
-    data: Annotated[Path, typer.Argument(help="A Parquet file, a folder of them, or a data set, with labels.")],
+    data: Annotated[Path, typer.Argument(help="A file, a folder of them, or a data set, with labels.")],
     out: Annotated[Path, typer.Option(help="Folder for metrics.json and report.html.")],
     label_column: Annotated[str | None, typer.Option(help="1 faulty, 0 healthy, -1 unknown; default: label.")] = None,
     train_query: Annotated[str | None, typer.Option(help="Rows whose healthy part trains and calibrates.")] = None,
@@ -126,6 +220,24 @@ def backtest(
     ] = "absolute",
     detectors: Annotated[list[str] | None, typer.Option(help="Names, repeated or with commas; default: all.")] = None,
     across_machines: Annotated[bool, typer.Option(help="Leave each machine out in turn.")] = False,
+    machine: layout_options.Machine = None,
+    map_: layout_options.Map = None,
+    path_pattern: layout_options.PathPattern = None,
+    timestamp_format: layout_options.TimestampFormat = None,
+    files: layout_options.Files = None,
+    format_: layout_options.Format = None,
+    kind: layout_options.Kind = None,
+    start: layout_options.Start = None,
+    interval: layout_options.Interval = None,
+    unit_in: layout_options.UnitIn = None,
+    unit: layout_options.Unit = None,
+    decimal: layout_options.Decimal = None,
+    sample_rate: layout_options.SampleRate = None,
+    window: layout_options.Window = None,
+    overlap: layout_options.Overlap = None,
+    bands: layout_options.Bands = None,
+    band: layout_options.Band = None,
+    channel: layout_options.Channel = None,
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:
     """Train on the healthy past of a recording, calibrate, and judge what comes after."""
@@ -134,6 +246,25 @@ def backtest(
 
     _check_time(time)
     names = tuple(name.strip() for item in detectors or [] for name in item.split(",") if name.strip())
+    layout = layout_options.layout_of(
+        data,
+        map_,
+        channel,
+        machine_id=machine,
+        path=path_pattern,
+        timestamp_format=timestamp_format,
+        files=files,
+        format=format_,
+        start=start,
+        interval_seconds=interval,
+        unit=unit_in,
+        decimal=decimal,
+        sample_rate_hz=sample_rate,
+        window_samples=window,
+        overlap=overlap,
+        bands=bands,
+        band=band,
+    )
     request = BacktestRequest(
         source=data,
         label_column=label_column,
@@ -144,10 +275,13 @@ def backtest(
         time=time,
         detectors=names,
         across_machines=across_machines,
+        layout=layout,
+        unit=unit,
+        kind=layout_options.checked_kind(kind),
     )
     figures = run_backtest(request, _params(params), out, say=lambda line: _say(f"[dim]{escape(str(line))}[/dim]"))
     for note in figures["notes"]:
-        _say(f"[yellow]note:[/yellow] {escape(note)}")
+        _say(f"[yellow]note:[/yellow] {escape(printable(note))}")
     Console().print(comparison_table(figures))
     _say(f"{out}/report.html, {out}/metrics.json")
 
@@ -253,15 +387,20 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        _complain("error", error)
         sys.exit(error.exit_code)
     except HearkenError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]failed:[/red] {escape(str(error))}", highlight=False)
+        _complain("failed", error)
         sys.exit(1)
 
 
 def _say(line: str) -> None:
-    Console(soft_wrap=True).print(line, highlight=False)
+    Console(soft_wrap=True).print(printable(line), highlight=False)
+
+
+def _complain(kind: str, error: Exception) -> None:
+    message = f"[red]{kind}:[/red] {escape(printable(str(error)))}"
+    Console(stderr=True, soft_wrap=True).print(message, highlight=False)
 
 
 def _params(path: Path) -> Params:
@@ -335,7 +474,7 @@ def _ingested(source: Path, folder: str) -> Path:
 
     out = Path(folder) / "data"
     for warning in run(source, out, IngestParams(), horizon_hours=0.0, tune_share=0.0).warnings:
-        _say(f"[yellow]warning:[/yellow] {escape(warning)}")
+        _say(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
     return out
 
 

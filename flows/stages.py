@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from pipeline.errors import StageFailed, UserError
+from pipeline.errors import StageFailed, UserError, printable
 
 STAGE_TIMES = "HEARKEN_STAGE_TIMES"  # a file to which a stage may append {"stage": ..., "seconds": ...}
 EXITED = re.compile(r"exited with (-?\d+)\s*$")
@@ -81,7 +81,7 @@ def run_stage(
     lines: list[str] = []
     with _process_group(command, Path(folder), child, group_file) as process:
         for printed in process.stdout or ():
-            line = printed.rstrip()
+            line = printable(printed.rstrip())  # names from data stand in it
             lines.append(line)
             del lines[:-KEPT_LINES]
             if line.startswith("progress"):

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from flows.stages import Outcome, StageResult
 from pipeline import store
+from pipeline.errors import printable
 
 EVALUATION = Path("metrics/evaluation.json")
 REPORT = Path("reports/index.html")
@@ -127,7 +128,7 @@ def print_summary(result: BuildResult, console: Console | None = None) -> None:
     if result.release_id:
         console.print(f"release v{result.version} ({result.release_id})", highlight=False)
     if result.note:
-        console.print(f"note: {result.note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {printable(result.note)}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"{'built' if result.changed else 'nothing changed'} in {result.seconds:.1f} s", highlight=False)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,11 @@ from pipeline.calibrate import Calibration, Scored, calibrate, score_rows, score
 from pipeline.detectors import Detector
 from pipeline.detectors.base import write_history
 from pipeline.errors import ContractError, UserError
-from pipeline.evaluate import reconstructions, write_evaluation
-from pipeline.ingest import WideFrame, load_frame
+from pipeline.evaluate import Pictures, pictures, write_evaluation
+from pipeline.evidence import history_mask
 from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, budget_threshold, judge
+from pipeline.landing.frame import WideFrame, load_frame
+from pipeline.layout import SourceLayout
 from pipeline.params import DETECTOR_NAMES, Params
 from pipeline.report import ReportData, render_report
 from pipeline.rows import Rows
@@ -54,6 +56,9 @@ class BacktestRequest:
     time: str = "absolute"
     detectors: tuple[str, ...] = ()
     across_machines: bool = False
+    layout: SourceLayout | None = None  # how the files hold their data; None: as fleet.yaml says
+    unit: str | None = None
+    kind: Literal["spectrum", "features"] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,9 @@ def read_recording(request: BacktestRequest) -> Recording:
     Raises:
         ContractError: no label column, labels other than 0, 1, -1, bins that are no finite numbers.
     """
-    frame: WideFrame = load_frame(request.source, request.timezone)
+    frame: WideFrame = load_frame(
+        request.source, request.timezone, layout=request.layout, unit=request.unit, kind=request.kind
+    )
     column = request.label_column or "label"
     if column not in frame.context.columns:
         got = f"columns {', '.join(map(str, frame.context.columns))}"
@@ -155,7 +162,7 @@ def read_recording(request: BacktestRequest) -> Recording:
     machines, codes = np.unique(context["machine_id"].to_numpy(dtype=str), return_inverse=True)
     # whatever the time column's unit is: microseconds since 1970
     time_us = context["timestamp"].dt.tz_localize(None).to_numpy().astype("datetime64[us]").astype(np.int64)
-    fleet = FleetSpec(kind=frame.kind, bins=frame.bins, time="relative" if request.time == "relative" else "absolute")
+    fleet = frame.fleet.model_copy(update={"time": "relative"} if request.time == "relative" else {})
     codes = codes.astype(np.int32)
     status = pa.table(
         {
@@ -479,12 +486,21 @@ def per_machine_auroc(fold: Fold) -> dict[str, dict[str, float | None]]:
     return found
 
 
+def draw(recording: Recording, judgement: Judgement, fold: Fold, params: Params) -> Pictures:
+    """What the report draws of single rows and failures."""
+    rows, events = recording.rows, judgement.events
+    healthy = recording.label == HEALTHY
+    chosen = history_mask(rows.machine, rows.machines, rows.epoch, rows.time_us, healthy, events)
+    history = take(recording, np.full(len(rows), str(Role.NONE), dtype=object), chosen)
+    return pictures(fold.detectors[params.release.detector], fold.test, history, judgement, recording.fleet)
+
+
 def write_backtest(out: Path, recording: Recording, judgement: Judgement, fold: Fold, params: Params) -> None:
     """metrics.json, report.html, the detectors, and what the report draws; the folder appears whole or not at all."""
     # across machines scores are in units of their own fold's threshold: one fold's thresholds would mean nothing there
     calibration = fold.calibration.to_json() if "per_machine" not in judgement.figures else None
     scores = scores_table(fold.test)
-    examples = reconstructions(fold.detectors[params.release.detector], fold.test, judgement, recording.fleet)
+    drawn = draw(recording, judgement, fold, params)
     data = ReportData(
         evaluation=judgement.figures,
         title=f"{params.report.title} backtest",
@@ -492,12 +508,15 @@ def write_backtest(out: Path, recording: Recording, judgement: Judgement, fold: 
         fleet=recording.fleet.model_dump(mode="json"),
         source=str(judgement.figures["dataset"]["source"]),
         calibration=calibration,
+        calibration_scores=scores_table(fold.calibration.healthy) if calibration is not None else None,
         histories=fold.histories,
         scores=scores,
         events=judgement.events,
         episodes=judgement.episodes,
         roc=judgement.roc,
-        reconstructions=examples,
+        reconstructions=drawn.spectra,
+        error_profile=drawn.profile,
+        evidence=drawn.evidence,
         params=params.model_dump(mode="json", by_alias=True, include={"seed", "train", "calibrate", "evaluate"}),
         max_failures=params.report.max_failures,
         notes=list(judgement.figures["notes"]),
@@ -506,7 +525,7 @@ def write_backtest(out: Path, recording: Recording, judgement: Judgement, fold: 
     with atomic_folder(out) as folder:
         write_json(folder / "metrics.json", judgement.figures)
         write_text(folder / "report.html", page)
-        write_evaluation(folder / "evaluation", judgement, scores, examples)
+        write_evaluation(folder / "evaluation", judgement, scores, drawn)
         if calibration is not None:
             write_json(folder / "calibration.json", calibration)
         for name, detector in fold.detectors.items():

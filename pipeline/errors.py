@@ -64,6 +64,19 @@ class StageFailed(HearkenError):
         super().__init__(f"stage {stage} ended with exit code {exit_code}" + (f": {message}" if message else ""))
 
 
+def printable(text: str) -> str:
+    r"""A text that a terminal shows and does not obey: control and direction characters are escaped, but line ends.
+
+    Names come from data, and may hold anything.
+
+    >>> print(printable("pump \x1b[2J \u202e7"))
+    pump \x1b[2J \u202e7
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def run_reporting_errors(main: Callable[[], None]) -> None:
     """Run a program's main function: a UserError becomes one line on stderr and exit code 2.
 
@@ -73,7 +86,7 @@ def run_reporting_errors(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     times = os.environ.get("HEARKEN_STAGE_TIMES")
     if times:

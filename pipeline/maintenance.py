@@ -15,56 +15,40 @@ import pyarrow as pa
 
 from pipeline.clock import Clock, is_text
 from pipeline.errors import ContractError
-from pipeline.schema import FAILURE_SCHEMA, MAINTENANCE_SCHEMA, MICROSECONDS_PER_HOUR, IntN, Role, Tag, time_column
-from pipeline.store import open_parquet
+from pipeline.findings import Severity, errors_of
+from pipeline.layout import MaintenanceLayout
+from pipeline.maintenance_entries import examine_log
+from pipeline.schema import (
+    FAILURE_SCHEMA,
+    MAINTENANCE_SCHEMA,
+    MICROSECONDS_PER_HOUR,
+    IntN,
+    Role,
+    Tag,
+    time_column,
+)
 
-REQUIRED = ("machine_id", "start", "end", "tag")
-KNOWN_TAGS = tuple(tag.value for tag in Tag)
 UNKNOWN, HEALTHY, FAULTY = -1, 0, 1
+MOST_SAID = 5  # warnings of a log that ingest repeats
 
 
-def read_maintenance(path: Path, clock: Clock) -> pa.Table:
-    """Read a log from Parquet or CSV, sorted by start; times without a zone are the clock's.
+def read_maintenance(
+    path: Path, clock: Clock, layout: MaintenanceLayout | None = None, data: bytes | None = None
+) -> tuple[pa.Table, list[str]]:
+    """A log from Parquet or CSV, sorted by start, and what a person should know of it.
+
+    Times without a zone are the clock's. `data` are the file's bytes where they have been read already: `path` is then
+    only its name.
 
     Raises:
-        ContractError: a column or value is missing, a tag is unknown, or an entry ends before it starts; with the line.
+        ContractError: the first of the errors that `examine_log` finds, with its line.
     """
-    csv = path.suffix == ".csv"
-    table = _read_csv(path) if csv else _read_parquet(path)
-    missing = [name for name in REQUIRED if name not in table.column_names]
-    if missing:
-        raise ContractError.of("columns", got=f"no {', '.join(missing)}", expected=", ".join(REQUIRED), where=path)
-
-    lines = np.flatnonzero(np.any([np.asarray(column.is_valid()) for column in table.columns], axis=0))
-    table = table.take(lines)  # blank lines say nothing
-
-    def place(row: int) -> str:
-        return f"{path}, {f'line {lines[row] + 2}' if csv else f'row {lines[row]}'}"
-
-    for name in REQUIRED:
-        empty = np.asarray(table[name].is_null())
-        if empty.any():
-            row = int(np.flatnonzero(empty)[0])
-            raise ContractError.of(name, got="nothing", expected="a value", where=place(row))
-    tags = table["tag"].cast(pa.string()).to_pandas()
-    unknown = np.flatnonzero(~tags.isin(KNOWN_TAGS).to_numpy())
-    if len(unknown):
-        row = int(unknown[0])
-        raise ContractError.of("tag", got=repr(tags.iloc[row]), expected=f"one of {KNOWN_TAGS}", where=place(row))
-    start_us, end_us = clock.to_utc_us(table["start"], path), clock.to_utc_us(table["end"], path)
-    backward = np.flatnonzero(end_us < start_us)
-    if len(backward):
-        raise ContractError.of("end", got="a time before start", expected="start <= end", where=place(int(backward[0])))
-    columns = {
-        "machine_id": table["machine_id"].cast(pa.string()),
-        "start": time_column(start_us),
-        "end": time_column(end_us),
-        "tag": table["tag"].cast(pa.string()),
-    }
-    for name in ("failure_mode", "note"):
-        known = name in table.column_names and not pa.types.is_null(table[name].type)
-        columns[name] = table[name].cast(pa.string()) if known else pa.nulls(table.num_rows, pa.string())
-    return sorted_log(pa.table(columns, schema=MAINTENANCE_SCHEMA))
+    log = examine_log(path, clock, layout, data)
+    for finding in errors_of(log.findings):
+        raise finding.error()
+    said = [str(finding.error()) for finding in log.findings if finding.severity is Severity.WARNING]
+    more = [f"{path.name}: {len(said) - MOST_SAID} more warnings, which `hearken check` lists"]
+    return sorted_log(log.table()), said[:MOST_SAID] + (more if len(said) > MOST_SAID else [])
 
 
 def sorted_log(table: pa.Table) -> pa.Table:
@@ -72,27 +56,6 @@ def sorted_log(table: pa.Table) -> pa.Table:
     return table.sort_by(
         [("start", "ascending"), ("machine_id", "ascending"), ("end", "ascending"), ("tag", "ascending")]
     )
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    try:
-        return open_parquet(path).read()
-    except (pa.ArrowException, OSError) as error:
-        got = str(error).splitlines()[0]
-        raise ContractError.of("maintenance", got=got, expected="a whole Parquet file", where=path) from None
-
-
-def _read_csv(path: Path) -> pa.Table:
-    try:
-        frame = pd.read_csv(
-            path, dtype=str, keep_default_na=False, na_values=[""], skip_blank_lines=False, encoding="utf-8-sig"
-        )
-    except (OSError, ValueError) as error:  # ValueError: what pandas raises for text that is no CSV
-        got = str(error).splitlines()[0]
-        raise ContractError.of("maintenance", got=got, expected="a CSV file", where=path) from None
-    names = [str(name).strip() for name in frame.columns]
-    arrays = [pa.array(frame.iloc[:, index], pa.string()) for index in range(len(names))]
-    return pa.Table.from_arrays(arrays, names)
 
 
 def log_from_labels(

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, get_args
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import ParamsError
+from pipeline.yaml_model import checked_model
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Hours = Annotated[float, Field(ge=0.0, le=24 * 365)]
@@ -22,6 +22,19 @@ Device = Literal["auto", "cpu", "cuda"]
 
 DETECTOR_NAMES = ("autoencoder", "vae", "pca", "energy_zscore", "squared_distance")
 NEURAL_DETECTORS = ("autoencoder", "vae")
+FaultMode = Literal[
+    "outer_race",
+    "inner_race",
+    "rolling_element",
+    "imbalance",
+    "misalignment",
+    "looseness",
+    "lubrication",
+    "energy",
+    "resonance_shift",
+    "saturation",
+]
+FAULT_MODES: tuple[FaultMode, ...] = get_args(FaultMode)
 
 
 def _known_detector(name: str) -> str:
@@ -45,6 +58,38 @@ class SourceParams(Section):
     path: Annotated[str, Field(min_length=1)] = "data/demo"
 
 
+class LogParams(Section):
+    """What the maintenance log of a simulated fleet gets wrong, as shares of the failures."""
+
+    late: Share = 0.15  # written down half a day to four days too late
+    missing: Share = 0.0  # never written down
+    wrong: Share = 0.0  # under another machine's name; and as many failures that never were
+
+
+class UpkeepParams(Section):
+    """What else happens to the machines of a simulated fleet, as shares of the machines."""
+
+    never_well: Share = 0.0  # faulty from the first day to the last, and the log says nothing
+    bearing_swaps: Share = 0.0  # planned: another bearing, another baseline
+    moved_sensors: Share = 0.0
+    moves_logged: Share = 0.5  # of the moved sensors
+    planned_stops: Share = 0.0  # off for days
+
+
+class DirtParams(Section):
+    """Dirt in the files of a simulated fleet, as shares of the rows."""
+
+    nan: Share = 0.0
+    infinite: Share = 0.0
+    negative: Share = 0.0
+    flat: Share = 0.0
+    stuck: Share = 0.0
+    duplicate: Share = 0.0
+    future: Share = 0.0  # time stamps from the future
+    unordered: Share = 0.0
+    missing: Share = 0.0  # in whole hours of a machine
+
+
 class SimulateParams(Section):
     """A simulated fleet; the same seed gives the same bytes."""
 
@@ -55,10 +100,16 @@ class SimulateParams(Section):
     bins: Annotated[int, Field(ge=8, le=4096)] = 64
     max_hz: Annotated[float, Field(gt=0)] = 12_800.0
     failures: Annotated[int, Field(ge=0)] = 24
-    mislabelled_share: Share = 0.02  # of healthy-tagged rows: unlogged faults and late log entries
+    modes: Annotated[tuple[FaultMode, ...], Field(min_length=1)] = FAULT_MODES  # failures take turns
+    mislabelled_share: Share = 0.02  # of healthy-tagged rows: unlogged faults; late, missing and wrong log entries
     firmware_day: Annotated[float, Field(ge=0)] | None = None
     firmware_share: Share = 1.0
+    firmware_logged: Share = 0.0  # of the machines that get it
+    firmware_effect: Literal["rescale", "edges"] = "rescale"  # another gain and filter, or band edges that moved
     seed: int = 20250101
+    log: LogParams = LogParams()
+    upkeep: UpkeepParams = UpkeepParams()
+    dirt: DirtParams = DirtParams()
 
 
 class IngestParams(Section):
@@ -241,7 +292,7 @@ class ReportParams(Section):
     """The report."""
 
     title: str = "Hearken"
-    max_failures: Count = 12
+    max_failures: Count = 100
 
 
 class MonitorParams(Section):
@@ -318,53 +369,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
 
 def parse_params(text: str, where: str = "params.yaml") -> Params:
     """Check the text of a params.yaml; see load_params."""
-    try:
-        values = yaml.safe_load(text) or {}
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{where}: got text that is not YAML ({error}), expected a mapping.") from None
-    if not isinstance(values, dict):
-        raise ParamsError(f"{where}: got a {type(values).__name__}, expected a mapping of sections.")
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        raise ParamsError("\n".join(_explain(item, where, root) for item in error.errors())) from None
-
-
-def _explain(item: Any, where: str, root: yaml.Node | None) -> str:
-    keys = [str(key) for key in item["loc"]]
-    place = f"{where}, line {_line_of(root, keys)}, {'.'.join(keys) or 'the whole file'}"
-    message = str(item["msg"])
-    if item["type"] == "extra_forbidden":
-        return f"{place}: got an unknown key, expected one of {', '.join(_known_keys(keys[:-1]))}."
-    if item["type"] == "value_error":
-        return f"{place}: {message.removeprefix('Value error, ')}."
-    expected = message.removeprefix("Input should be ").removeprefix("a ")
-    return f"{place}: got {item['input']!r}, expected {expected}."
-
-
-def _known_keys(keys: list[str]) -> list[str]:
-    """The keys that the section at this place may hold, as params.yaml spells them."""
-    model: type[BaseModel] = Params
-    for key in keys:
-        field = next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        model = field.annotation
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _line_of(root: yaml.Node | None, keys: list[str]) -> int:
-    """The line of the deepest key that the text really holds."""
-    line, node = 1, root
-    for key in keys:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == key), None)
-        elif isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
-            found = (node.value[int(key)], node.value[int(key)])
-        else:
-            found = None
-        if found is None:
-            break
-        line, node = found[0].start_mark.line + 1, found[1]
-    return line
+    params, findings = checked_model(text, Params, where)
+    if params is None:
+        raise ParamsError("\n".join(f"{f.where}, {f.what}: got {f.got}, expected {f.expected}." for f in findings))
+    return params

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.clock import Clock
-from pipeline.landing import Form, contract_batches
+from pipeline.errors import ContractError
+from pipeline.landing import Source
 from pipeline.maintenance import horizons, share_of
 from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, IntN, codes_and_names, times_us
-from pipeline.store import open_parquet
 
 
 @dataclass(frozen=True)
@@ -30,27 +29,24 @@ class Sample:
         return table.filter(pa.array(horizon_N | np.isin(hour_N, self.hours)))
 
 
-def sampled_hours(
-    files: Sequence[Path],
-    forms: Sequence[Form],
-    clock: Clock,
-    log: pa.Table,
-    max_rows: int | None,
-    horizon_hours: float,
-) -> Sample | None:
+def sampled_hours(source: Source, log: pa.Table, max_rows: int | None, horizon_hours: float) -> Sample | None:
     """What to keep so that at most `max_rows` remain, horizons first; None where all rows fit.
 
-    Hours are taken in the order of a hash, so a longer history keeps most of the hours that a shorter one kept.
+    Hours are taken in the order of a hash, so a longer history keeps most of the hours that a shorter one kept. Files
+    that cannot be read count nothing.
     """
-    total = sum(open_parquet(path).metadata.num_rows for path in files)
-    if max_rows is None or total <= max_rows:
+    known = [source.forms[file.name].rows for file in source.files]
+    if max_rows is None or (None not in known and sum(rows or 0 for rows in known) <= max_rows):
         return None
-    intervals, counts, in_horizon = horizons(log, horizon_hours), dict[int, int](), 0
-    for hour_N, horizon_N in _passes(files, forms, clock, intervals):
+    intervals, counts, in_horizon, total = horizons(log, horizon_hours), dict[int, int](), 0, 0
+    for hour_N, horizon_N in _passes(source, intervals):
+        total += len(hour_N)
         in_horizon += int(horizon_N.sum())
         hours, rows = np.unique(hour_N[~horizon_N], return_counts=True)
         for hour, count in zip(hours.tolist(), rows.tolist(), strict=True):
             counts[hour] = counts.get(hour, 0) + count
+    if total <= max_rows:
+        return None
     order = sorted(counts, key=lambda hour: share_of(f"hour {hour}"))
     room = np.cumsum([counts[hour] for hour in order]) <= max_rows - in_horizon
     hours = np.sort(np.array(order, np.int64)[room])
@@ -60,14 +56,15 @@ def sampled_hours(
     return Sample(hours, intervals, warning)
 
 
-def _passes(
-    files: Sequence[Path], forms: Sequence[Form], clock: Clock, intervals: dict[str, IntN]
-) -> Iterator[tuple[IntN, BoolN]]:
+def _passes(source: Source, intervals: dict[str, IntN]) -> Iterator[tuple[IntN, BoolN]]:
     """Hour and horizon of each row, reading the keys only."""
-    counting = Clock(clock.zone)  # the rows are read again with the spectra; what it had to assume counts once
-    for path, form in zip(files, forms, strict=True):
-        for table in contract_batches(path, form, counting, ()):
-            yield _facts(table, intervals)
+    counting = Clock(source.clock.zone)  # the rows are read again with the spectra; what it had to assume counts once
+    for file in source.files:
+        try:
+            for table in source.tables(file, (), counting):
+                yield _facts(table, intervals)
+        except ContractError:  # said when its spectra are read
+            continue
 
 
 def _facts(table: pa.Table, intervals: dict[str, IntN]) -> tuple[IntN, BoolN]:

@@ -11,16 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, available_timezones
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import ContractError
+from pipeline.findings import nearest
+from pipeline.layout import MaintenanceLayout, SourceLayout
+from pipeline.layout import Tag as Tag  # every module takes the contract's words from here
+from pipeline.yaml_model import checked_model
 
 FloatNF = npt.NDArray[np.float32]
 FloatN = npt.NDArray[np.float64]
@@ -32,17 +37,6 @@ TEXT = pa.dictionary(pa.int16(), pa.string())
 TIME = pa.timestamp("us", tz="UTC")
 MICROSECONDS_PER_HOUR = 3_600_000_000
 MICROSECONDS_PER_DAY = 24 * MICROSECONDS_PER_HOUR
-
-
-class Tag(StrEnum):
-    """Tags of a maintenance log."""
-
-    HEALTHY = "healthy"
-    FAILURE = "failure"
-    REPAIR = "repair"
-    SENSOR = "sensor"
-    FIRMWARE = "firmware"
-    OFF = "off"
 
 
 class Role(StrEnum):
@@ -65,6 +59,22 @@ class Label(StrEnum):
     UNKNOWN = "unknown"
 
 
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        likely = nearest(name, sorted(available_timezones()))
+        raise ValueError(f"got {name!r}, expected an IANA name such as {likely or 'Europe/Berlin'}") from None
+    return name
+
+
+def _increasing(edges_hz: tuple[float, ...]) -> tuple[float, ...]:
+    for low, high in pairwise(edges_hz):
+        if not 0 <= low < high < float("inf"):
+            raise ValueError(f"got {low:g} before {high:g}, expected frequencies from 0 on that increase")
+    return edges_hz
+
+
 class FleetSpec(BaseModel):
     """fleet.yaml: what the numbers of a data set mean."""
 
@@ -72,41 +82,85 @@ class FleetSpec(BaseModel):
 
     kind: Literal["spectrum", "features"] = "spectrum"  # linear magnitudes, never negative; or any numbers
     bins: Annotated[int, Field(ge=1, le=65_536)] = 64
-    band_edges_hz: tuple[float, ...] | None = None  # F + 1 numbers
+    band_edges_hz: Annotated[tuple[float, ...], AfterValidator(_increasing)] | None = (
+        None  # one more than the bands of an axis
+    )
+    axes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # F = bands x axes, axis by axis
+    feature_names: tuple[str, ...] | None = None  # of kind features: F names
     unit: str = "g"
     interval_seconds: Annotated[float, Field(gt=0)] | None = None
-    timezone: str = "UTC"
+    timezone: Annotated[str, AfterValidator(_known_zone)] = "UTC"
     time: Literal["absolute", "relative"] = "absolute"
+    maintenance: MaintenanceLayout | None = None  # of the source; a snapshot has none
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "fleet"
+    source: SourceLayout | None = None  # how the files hold it; None: in the form of the contract
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_tell_the_bins(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "bins" in values:
+            return values
+        edges, names, axes = (values.get(key) for key in ("band_edges_hz", "feature_names", "axes"))
+        if isinstance(edges, list | tuple) and len(edges) > 1:
+            return values | {"bins": (len(edges) - 1) * len(axes if isinstance(axes, list | tuple) and axes else ("",))}
+        return values | {"bins": len(names)} if isinstance(names, list | tuple) and names else values
+
+    @model_validator(mode="after")
+    def _names_fit_the_bins(self) -> FleetSpec:
+        if self.axes is not None and (self.bins % len(self.axes) or len(set(self.axes)) < len(self.axes)):
+            got = f"{self.bins} bins of axes {', '.join(self.axes)}"
+            raise ValueError(f"got {got}, expected different axes with the same number of bands")
+        edges, wanted = self.band_edges_hz, self.bins // len(self.axes or ("",)) + 1
+        if edges is not None and len(edges) != wanted:
+            raise ValueError(f"got {len(edges)} band_edges_hz, expected {wanted}: one more than an axis has bins")
+        if self.feature_names is not None and len(self.feature_names) != self.bins:
+            raise ValueError(f"got {len(self.feature_names)} feature_names, expected one per bin ({self.bins})")
+        return self
 
     def band_name(self, index: int) -> str:
-        """A bin's name for people: its band in Hz where the edges are known.
+        """A bin's name for people: the feature's name, or its band in Hz where the edges are known; and the axis.
 
         >>> FleetSpec(bins=2, band_edges_hz=(0, 100, 200)).band_name(1)
         '100-200 Hz'
+        >>> FleetSpec(bins=4, band_edges_hz=(0, 100, 200), axes=("x", "y")).band_name(3)
+        'y 100-200 Hz'
         """
-        if self.band_edges_hz and index + 1 < len(self.band_edges_hz):
-            return f"{self.band_edges_hz[index]:.0f}-{self.band_edges_hz[index + 1]:.0f} Hz"
-        return f"bin {index}"
+        if self.feature_names:
+            return self.feature_names[index]
+        bands = self.bins // len(self.axes or ("",))
+        axis, band = (f"{self.axes[index // bands]} ", index % bands) if self.axes else ("", index)
+        if self.band_edges_hz and band + 1 < len(self.band_edges_hz):
+            return f"{axis}{self.band_edges_hz[band]:.0f}-{self.band_edges_hz[band + 1]:.0f} Hz"
+        return f"{axis}bin {band}"
 
 
 def load_fleet_spec(path: Path) -> FleetSpec:
     """Read fleet.yaml.
 
     Raises:
-        ContractError: no such file, or a key or value that the contract does not know.
+        ContractError: no such file, or a key or value that the contract does not know; with the line.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        return FleetSpec.model_validate(values)
+        data = path.read_bytes()
     except OSError:
         raise ContractError.of("fleet.yaml", got="no file", expected="a description of the fleet", where=path) from None
-    except yaml.YAMLError as error:
-        raise ContractError.of("fleet.yaml", got=f"no YAML ({error})", expected="a mapping", where=path) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ContractError.of(key, got=repr(first["input"]), expected=str(first["msg"]), where=path) from None
+    return parse_fleet_spec(data, path)
+
+
+def parse_fleet_spec(data: bytes, where: object) -> FleetSpec:
+    """The bytes of a fleet.yaml as a checked object.
+
+    Raises:
+        ContractError: no YAML, or a key or value that the contract does not know; with the line.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ContractError.of("fleet.yaml", got="text that is not UTF-8", expected="UTF-8", where=where) from None
+    spec, findings = checked_model(text, FleetSpec, str(where))
+    if spec is None:
+        raise findings[0].error()
+    return spec
 
 
 def spectra_schema(bins: int, context: Sequence[pa.Field] = ()) -> pa.Schema:

@@ -45,6 +45,7 @@ class DaySpill:
         self.folder, self.buffer_bytes = folder, buffer_bytes
         self._held: dict[str, list[pa.Table]] = {}
         self._bytes, self._parts = 0, dict[str, int]()
+        self._kept_held, self._kept_parts = dict[str, int](), dict[str, int]()  # as of the last keep()
 
     def __enter__(self) -> DaySpill:
         return self
@@ -75,6 +76,20 @@ class DaySpill:
         if self._bytes > self.buffer_bytes:
             self._flush()
 
+    def keep(self) -> None:
+        """All rows so far stay, whatever drop() does later."""
+        self._kept_held = {name: len(tables) for name, tables in self._held.items()}
+        self._kept_parts = dict(self._parts)
+
+    def drop(self) -> None:
+        """Forget the rows that came after the last keep()."""
+        for name in [*self._parts]:
+            for number in range(self._kept_parts.get(name, 0), self._parts[name]):
+                self._part(name, number).unlink()
+        self._parts = dict(self._kept_parts)
+        self._held = {name: self._held[name][:count] for name, count in self._kept_held.items()}
+        self._bytes = sum(table.nbytes for tables in self._held.values() for table in tables)
+
     def days(self) -> list[str]:
         """File names of the days seen, oldest first."""
         return sorted({*self._held, *self._parts})
@@ -86,24 +101,36 @@ class DaySpill:
             with pa.memory_map(str(self._part(name, part))) as file:  # pages come and go, the heap does not grow
                 tables.append(pa.ipc.open_file(file).read_all())
         tables += self._held.get(name, [])
-        try:
-            return pa.concat_tables(tables, promote_options="permissive")
-        except pa.ArrowException as error:
-            got = f"columns that differ between files ({str(error).splitlines()[0]})"
-            raise ContractError.of("context", got=got, expected="one type per column", where=name) from None
+        return _concatenated(tables, name)
 
     def _flush(self) -> None:
-        for name, tables in self._held.items():
-            table = pa.concat_tables(tables, promote_options="permissive")
+        """What was kept and what came later go to parts of their own: a part is dropped whole or not at all."""
+        kept = {name: self._held[name][:count] for name, count in self._kept_held.items() if count}
+        later = {name: tables[self._kept_held.get(name, 0) :] for name, tables in self._held.items()}
+        self._write(kept)
+        self._kept_parts, self._kept_held = self._kept_parts | {name: self._parts[name] for name in kept}, {}
+        self._write({name: tables for name, tables in later.items() if tables})
+        self._held, self._bytes = {}, 0
+
+    def _write(self, held: dict[str, list[pa.Table]]) -> None:
+        for name, tables in held.items():
+            table = _concatenated(tables, name)
             number = self._parts.get(name, 0)
             self._part(name, number).parent.mkdir(parents=True, exist_ok=True)
             with pa.OSFile(str(self._part(name, number)), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
             self._parts[name] = number + 1
-        self._held, self._bytes = {}, 0
 
     def _part(self, name: str, number: int) -> Path:
         return self.folder / name / f"{number:06d}.arrow"
+
+
+def _concatenated(tables: list[pa.Table], where: object) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        got = f"columns that differ between files ({str(error).splitlines()[0]})"
+        raise ContractError.of("context", got=got, expected="one type per column", where=where) from None
 
 
 def write_day(table: pa.Table, path: Path) -> None:

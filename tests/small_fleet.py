@@ -7,7 +7,7 @@ from pathlib import Path
 
 SMALL_PARAMS = """
 seed: 5
-simulate: {machines: 10, days: 40, interval_seconds: 3600, bins: 32, failures: 10, mislabelled_share: 0.02, seed: 11}
+simulate: {machines: 10, days: 40, interval_seconds: 3600, bins: 32, failures: 10, mislabelled_share: 0.02, seed: 12}
 split: {horizon_hours: 48, train_share: 0.4, calibration_share: 0.2, unseen_machine_share: 0.3}
 train:
   score_batch_rows: 256

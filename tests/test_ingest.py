@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ContractError
-from pipeline.ingest import IngestSummary, ingest, load_frame
+from pipeline.ingest import IngestSummary, ingest
+from pipeline.landing.frame import load_frame
 from pipeline.params import IngestParams, SimulateParams
 from pipeline.schema import MAINTENANCE_SCHEMA, load_fleet_spec, spectra_view, times_us
 from pipeline.simulate import simulate
@@ -267,10 +269,9 @@ CSV_HEAD = "machine_id,start,end,tag,failure_mode,note\n"
     [
         ("m,2024-01-02,2024-01-01,repair,,", "end: got a time before start.*line 3"),
         ("m,2024-01-01,2024-01-02,mended,,", "tag: got 'mended'.*line 3"),
-        ("m,2024-01-01,,repair,,", "end: got nothing.*line 3"),
         (",2024-01-01,2024-01-02,repair,,", "machine_id: got nothing.*line 3"),
-        ("m,yesterday,2024-01-02,repair,,", "timestamp: got 'yesterday'"),
-        ("m,2024-01-01,2024-01-02,repair,,,,,", "maintenance: got"),
+        ("m,yesterday,2024-01-02,repair,,", "start: got 'yesterday'.*line 3"),
+        ("m,2024-01-01,2024-01-02,repair,,,,more", "the line: got 8 values.*line 3"),
     ],
 )
 def test_a_wrong_line_of_the_log_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -367,13 +368,11 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_message_and_no_output(tmp_path: Path, name: str) -> None:
+def test_one_bad_file_is_one_message_and_no_output(tmp_path: Path, name: str) -> None:
     build, message = BAD[name]
     source = tmp_path / "in"
     source.mkdir()
     (source / "fleet.yaml").write_text(f"bins: {BINS}\n")
-    if name != "no rows":
-        write(wide(), source / "a good file.parquet")
     build(source / "bad.parquet")
     with pytest.raises(ContractError, match=message) as caught:
         run(source, tmp_path / "raw")
@@ -381,13 +380,49 @@ def test_bad_input_is_one_message_and_no_output(tmp_path: Path, name: str) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["in"]  # no folder, no spill, no half of anything
 
 
-def test_bad_input_leaves_an_earlier_snapshot_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in BAD if name != "no rows"])
+def test_a_bad_file_among_good_ones_is_set_aside_with_its_error(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, message = BAD[name]
+    source = tmp_path / "in"
+    write(wide(), source / "a good file.parquet")
+    write(wide(), tmp_path / "good" / "a good file.parquet")
+    write(wide().assign(machine_id="other"), source / "z.parquet")
+    write(wide().assign(machine_id="other"), tmp_path / "good" / "z.parquet")
+    build(source / "bad.parquet")
+    monkeypatch.setattr("pipeline.ingest.BUFFER_BYTES", 1)  # rows of the bad file reach the disk before it breaks
+    summary = run(source, tmp_path / "raw")
+    assert re.search(message.replace(r".*fleet\.yaml", ""), summary.set_aside["bad.parquet"])
+    assert any("1 files were set aside" in warning for warning in summary.warnings)
+    run(tmp_path / "good", tmp_path / "expected")
+    assert sha256_folder(tmp_path / "raw" / "spectra") == sha256_folder(tmp_path / "expected" / "spectra")
+    facts = json.loads((tmp_path / "raw" / "snapshot.json").read_text())
+    assert [entry["file"] for entry in facts["set_aside"]] == ["bad.parquet"]
+
+
+def test_a_file_that_breaks_in_the_middle_leaves_no_row_and_no_label(tmp_path: Path) -> None:
+    frame = wide(12, label=1)
+    source = tmp_path / "in"
+    write(frame.assign(machine_id="good", label=0), source / "a.parquet")
+    rows = frame.assign(machine_id="broken")
+    text = rows.to_csv(index=False).splitlines()
+    many = [*text[:1], *(text[1:] * 30_000)]  # several blocks of text
+    many[-1] = many[-1].replace(",1", ",x", 1)
+    (source / "b.csv").write_text("\n".join(many))
+    summary = run(source, tmp_path / "raw", label_column="label", max_rows=100)
+    assert list(summary.set_aside) == ["b.csv"]
+    assert f"in line {len(many)}" in summary.set_aside["b.csv"]
+    assert (summary.rows, summary.machines, summary.failures) == (12, 1, 0)
+
+
+def test_where_every_file_is_wrong_an_earlier_snapshot_stays_as_it_was(tmp_path: Path) -> None:
     simulate(FLEET, tmp_path / "demo")
     run(tmp_path / "demo", tmp_path / "raw")
     before = sha256_folder(tmp_path / "raw")
-    last = day_files(tmp_path / "demo")[-1]
-    last.write_bytes(last.read_bytes()[:-100])
-    with pytest.raises(ContractError):
+    for day in day_files(tmp_path / "demo"):
+        day.write_bytes(day.read_bytes()[:-100])
+    with pytest.raises(ContractError, match=r"All 4 files .* are wrong"):
         run(tmp_path / "demo", tmp_path / "raw")
     assert sha256_folder(tmp_path / "raw") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "raw"]
@@ -442,8 +477,8 @@ def test_as_stages_they_write_the_graphs_folders_and_a_mistake_is_one_line(tmp_p
         path.name for path in (tmp_path / "data/raw").iterdir()
     }
     before = sha256_folder(tmp_path / "data/raw")
-    cut = day_files(tmp_path / "data/demo")[0]
-    cut.write_bytes(cut.read_bytes()[:1000])
+    for cut in day_files(tmp_path / "data/demo"):
+        cut.write_bytes(cut.read_bytes()[:1000])
     failed = stage("ingest")
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: Parquet: got a file that is cut off")

@@ -110,9 +110,9 @@ def test_the_schema_of_a_day_file_has_keys_that_are_never_null() -> None:
         ("bins: 0", "bins: got 0"),
         ("bins: many", "bins: got 'many'"),
         ("kind: sound", "kind: got 'sound'"),
-        ("colour: red", "colour: got 'red'"),
+        ("kind: spectrum\ncolour: red", "colour: got an unknown key, .*line 2"),
         ("name: ../up", "name: got"),
-        ("[", "got no YAML"),
+        ("[", "got text that is not YAML"),
     ],
 )
 def test_a_wrong_fleet_yaml_names_the_key(tmp_path: Path, text: str, message: str) -> None:

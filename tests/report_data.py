@@ -1,0 +1,380 @@
+"""Everything that a report can show, made up: hostile names, figures of every kind, as many failures as asked."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.evidence import EVIDENCE_SCHEMA, SPANS
+from pipeline.params import Params
+from pipeline.report import ReportData
+from pipeline.schema import time_column
+
+HOSTILE = "</script><script>alert('m\"1')</script>"
+DETECTORS = ("autoencoder", "vae", "pca", "energy_zscore", "squared_distance")
+START = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+BINS, DAYS, ROWS_A_DAY, FAILURES = 64, 30, 48, 5
+
+
+NAMES = (
+    HOSTILE,
+    "../../etc/passwd <img src=x onerror=\"document.title='broken'\">",
+    "line 4/ " * 40,
+    "مضخة-\u202eevil\x00\x1b[31m",
+    "<a href='javascript:document.title=1'>click</a> %{x} &amp; 机器",
+)
+
+
+def machine_name(index: int) -> str:
+    return NAMES[index] if index < len(NAMES) else f"press-{index:02d}"
+
+
+def iso(day: float) -> str:
+    return (START + dt.timedelta(days=day)).isoformat()
+
+
+def failure_days(failures: int = FAILURES) -> list[float]:
+    return [14.0 + 14.0 * index / (failures - 1) for index in range(failures)]
+
+
+def scores_table(machines: int = 6, failures: int = FAILURES) -> pa.Table:
+    """Scores of every machine over the days; machine i fails on its day, and its score rises for five days before."""
+    random = np.random.default_rng(3)
+    days = np.arange(DAYS * ROWS_A_DAY) / ROWS_A_DAY
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("time", "machine", "faulty", *DETECTORS)}
+    for machine in range(machines):
+        failure = failure_days(failures)[machine] if machine < failures else np.inf
+        shown = days[(days < failure) & ~((days > 9) & (days < 9.6))]
+        before = np.clip(1 - (failure - shown) / 5, 0, 1)
+        columns["time"].append((START.timestamp() * 1e6 + shown * 86_400e6).astype(np.int64))
+        columns["machine"].append(np.full(len(shown), machine))
+        columns["faulty"].append(failure - shown <= 7)
+        for index, name in enumerate(DETECTORS):
+            noise = np.exp(0.35 * random.standard_normal(len(shown)))
+            columns[name].append((1 + index) * noise * np.exp((2.6 - 0.45 * index) * before**2 * (machine != 3)))
+    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    n = len(joined["time"])
+    machine_names = [machine_name(index) for index in joined["machine"]]
+    failure_ids = [
+        f"F{index:03d}" if faulty else None for index, faulty in zip(joined["machine"], joined["faulty"], strict=True)
+    ]
+    return pa.table(
+        {
+            "file": ["2025-01-01.parquet"] * n,
+            "row": pa.array(np.arange(n)),
+            "machine_id": pa.array(machine_names).dictionary_encode(),
+            "timestamp": time_column(joined["time"]),
+            "role": pa.array(["test"] * n).dictionary_encode(),
+            "label": pa.array(np.where(joined["faulty"], "faulty", "healthy")).dictionary_encode(),
+            "failure_id": pa.array(failure_ids),
+            **{f"score_{name}": pa.array(joined[name]) for name in DETECTORS},
+        }
+    )
+
+
+def evaluation() -> dict[str, Any]:
+    detectors: dict[str, dict[str, Any]] = {}
+    figures = {
+        "autoencoder": (0.912, 0.641, 0.742, 4, 0.31, 62.0),
+        "vae": (0.899, 0.615, 0.731, 4, 0.34, 60.5),
+        "pca": (0.874, 0.552, 0.702, 3, 0.36, 41.0),
+        "energy_zscore": (0.701, 0.233, 0.551, 1, 0.29, 12.25),
+        "squared_distance": (0.927, 0.630, None, 4, 0.33, 58.0),
+    }
+    keys = (
+        "auroc",
+        "average_precision",
+        "partial_auroc",
+        "events_caught",
+        "false_episodes_per_day",
+        "median_lead_time_hours",
+    )
+    for index, (name, values) in enumerate(figures.items()):
+        detectors[name] = {
+            **dict(zip(keys, values, strict=True)),
+            "events": 5,
+            "events_by_chance": 0.7 + 0.1 * index,
+            "auroc_ci": [values[0] - 0.05, values[0] + 0.04],
+            "false_episodes_per_day_ci": [values[4] - 0.2, values[4] + 0.3],
+            "at_false_episodes": {
+                "0": {"events_caught": 1, "false_episodes": 2},
+                "1": {"events_caught": 2, "false_episodes": 4},
+            },
+        }
+    return {
+        "dataset": {"rows": 99200, "test_rows": 58000, "machines": 24, "failures": 5},
+        "budget": {"false_episodes_per_machine_day": 0.02, "false_episodes_on_calibration": 5.7, "rule": "rate"},
+        "release_detector": "autoencoder",
+        "detectors": detectors,
+        "tiers": {
+            "low": {
+                "percentile": 99.5,
+                "threshold": 2.9,
+                "false_positive_rate": 0.0061,
+                "ci_low": 0.0038,
+                "ci_high": 0.0093,
+            },
+            "page": {
+                "percentile": 99.95,
+                "threshold": 4.4,
+                "false_positive_rate": 0.00071,
+                "ci_low": 0.00062,
+                "ci_high": 0.0014,
+            },
+        },
+        "in_service": {
+            "tier": "page",
+            "events": 5,
+            "events_caught": 4,
+            "false_episodes": 5,
+            "machine_days": 402.8,
+            "caught": {"F000": 70.0, "F001": 67.0, "F002": 64.0, "F004": 58.0},
+        },
+        "pairs": {"only": {"autoencoder": ["F001"], "pca": []}},
+        "null_reasons": {"detectors.squared_distance.partial_auroc": "fewer than 2,000 healthy rows"},
+        "notes": ["The data are short: purge gaps of 72 h instead of 168 h."],
+    }
+
+
+def history(name: str) -> dict[str, Any]:
+    epochs: list[dict[str, Any]] = []
+    for epoch in range(1, 19):
+        fall = float(np.exp(-epoch / 4))
+        entry = {
+            "epoch": epoch,
+            "train_loss": 0.41 + 0.6 * fall,
+            "validation_loss": 0.43 + 0.58 * fall + 0.002 * max(0, epoch - 13),
+        }
+        if name == "vae":
+            entry |= {"reconstruction": 0.38 + 0.62 * fall, "kl": 6.0 * (1 - float(np.exp(-epoch / 3)))}
+        epochs.append(entry)
+    return {"epochs": epochs, "best_epoch": 14, "cap_hit": name == "vae", "warnings": [], "rows_per_s": 61000}
+
+
+def events(failures: int = FAILURES) -> list[dict[str, Any]]:
+    found = []
+    for index, day in enumerate(failure_days(failures)):
+        caught = index != 3
+        verdicts = {}
+        for place, name in enumerate(DETECTORS):
+            own = caught and (index + place) % 5 != 4
+            lead = 70.0 - 6 * place - 3 * index
+            verdicts[name] = {
+                "caught": own,
+                "first_alert": iso(day - lead / 24) if own else None,
+                "lead_time_hours": lead if own else None,
+            }
+        found.append(
+            {
+                "failure_id": f"F{index:03d}",
+                "machine_id": machine_name(index),
+                "failure_mode": ["outer_race", "imbalance", "energy_rise"][index % 3],
+                "time": iso(day),
+                "window_start": iso(day - 7),
+                "role": "test",
+                "detectors": verdicts,
+            }
+        )
+    return found
+
+
+def episodes(failures: int = FAILURES) -> list[dict[str, Any]]:
+    found = []
+    for event in events(failures):
+        verdict = event["detectors"]["autoencoder"]
+        end = dt.datetime.fromisoformat(event["time"])
+        if verdict["caught"]:
+            kind = {"kind": "caught", "failure_id": event["failure_id"]}
+            found.append(
+                {"machine_id": event["machine_id"], "start": verdict["first_alert"], "end": end.isoformat(), **kind}
+            )
+        false = end - dt.timedelta(days=7.9)
+        found.append(
+            {
+                "machine_id": event["machine_id"],
+                "start": false.isoformat(),
+                "end": (false + dt.timedelta(hours=3)).isoformat(),
+                "kind": "false",
+                "failure_id": None,
+            }
+        )
+    return found
+
+
+def reconstructions() -> list[dict[str, Any]]:
+    random = np.random.default_rng(5)
+    bands = [f"{200 * index}-{200 * (index + 1)} Hz" for index in range(BINS)]
+    found = []
+    for index, kind in enumerate(["alert", "healthy", "healthy", "alert", "worst"]):
+        base = np.cumsum(random.standard_normal(BINS)) * 0.15
+        original = base + 0.35 * random.standard_normal(BINS)
+        if kind != "healthy":
+            original[[18, 19, 37]] += (5.5, 3.0, 4.0)
+        error = (original - base) ** 2
+        row = {"original": original.tolist(), "reconstruction": base.tolist(), "share": (error / error.sum()).tolist()}
+        found.append(
+            {
+                "machine_id": machine_name(index),
+                "timestamp": iso(12 + index),
+                "kind": kind,
+                "score": 3.25,
+                "bands": bands,
+                **row,
+            }
+        )
+    return found
+
+
+def evidence(failures: int = FAILURES, heat_bands: int = BINS, spectrum_bands: int = BINS) -> pa.Table:
+    random = np.random.default_rng(6)
+    heat_names, spectrum_names = (
+        [f"{12_800 // n * index}-{12_800 // n * (index + 1)} Hz" for index in range(n)]
+        for n in (heat_bands, spectrum_bands)
+    )
+    heat_names[0] = spectrum_names[0] = NAMES[4]  # features have names of their own
+    rows = []
+    for event in events(failures):
+        end = int(dt.datetime.fromisoformat(event["time"]).timestamp() * 1e6)
+        error = random.gamma(1.5, 0.01, (SPANS, heat_bands))
+        error[:, heat_bands // 3] += np.linspace(0, 1, SPANS) ** 3
+        error[:3] = np.nan
+        healthy = np.exp(-np.arange(spectrum_bands) / spectrum_bands * 3)
+        rows.append(
+            {
+                "failure_id": event["failure_id"],
+                "begin_us": end - int(8.75 * 86_400e6),
+                "end_us": end,
+                "error_TC": error.ravel(),
+                "heat_bands": heat_names,
+                "spectrum_bands": spectrum_names,
+                "healthy_rows": 300,
+                "healthy_low_S": healthy * 0.6,
+                "healthy_S": healthy,
+                "healthy_high_S": healthy * 1.5,
+                "shown": "page" if event["detectors"]["autoencoder"]["caught"] else "last",
+                "shown_us": end - 3_600_000_000,
+                "alert_S": healthy * random.uniform(0.8, 1.3, spectrum_bands),
+                "top_bands": heat_names[:5],
+                "top_share": [0.3, 0.2, 0.1, 0.05, 0.01],
+                "top_healthy": [0.1] * 5,
+                "top_alert": [0.4] * 5,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=EVIDENCE_SCHEMA)
+
+
+def error_profile() -> dict[str, Any]:
+    middle = [0.02 + 0.001 * index for index in range(BINS)]
+    kind = {"rows": 4000, "median": middle, "high": [4 * value for value in middle]}
+    bands = [NAMES[0], *(f"{200 * i}-{200 * (i + 1)} Hz" for i in range(1, BINS))]
+    return {"bands": bands, "healthy": kind, "faulty": kind}
+
+
+def roc() -> list[dict[str, Any]]:
+    rates = np.geomspace(1e-4, 1, 60)
+    return [
+        {
+            "detector": name,
+            "false_positive_rate": float(rate),
+            "true_positive_rate": float(rate ** (0.16 + 0.09 * index)),
+        }
+        for index, name in enumerate(DETECTORS)
+        for rate in rates
+    ]
+
+
+def calibration() -> dict[str, Any]:
+    def tier(percentile: float, threshold: float) -> dict[str, Any]:
+        caught = {"tune_caught": ["F007", "F009"], "tune_failures": 4}
+        return {
+            "percentile": percentile,
+            "threshold": threshold,
+            "rate_low": (100 - percentile) / 250,
+            "rate_high": (100 - percentile) / 55,
+            **caught,
+        }
+
+    tiers = {
+        name: {"low": tier(99.5, 2.9 * (1 + index)), "page": tier(99.95, 4.4 * (1 + index))}
+        for index, name in enumerate(DETECTORS)
+    }
+    return {
+        "detectors": tiers,
+        "policy": {"k": 3, "n": 5, "window_us": 7_200_000_000},
+        "rows": 41200,
+        "machines": 21,
+        "notes": [],
+    }
+
+
+def split() -> dict[str, Any]:
+    statuses = {
+        "healthy": 171_000,
+        "horizon": 14_100,
+        "repair": 3_800,
+        "run_in": 6_300,
+        "unconfirmed": 12_160,
+        "off": 0,
+    }
+    roles = {
+        "train": 62_000,
+        "validation": 15_000,
+        "calibration": 41_200,
+        "tune": 5_200,
+        "test": 58_000,
+        "none": 25_960,
+    }
+    unused = [
+        {"failure_id": "F008", "machine_id": "press-11", "role": "test", "why": "its horizon lies before the test span"}
+    ]
+    edges = {"start": 0, "train_end": 27, "calibration_start": 30, "calibration_end": 42, "test_start": 45, "end": 60}
+    return {
+        "rows": {"total": 207_360, "by_role": roles, "by_log_status": statuses},
+        "machines": 24,
+        "failures": {"total": 11, "tune": 4, "judged": 5, "unused": 2, "unused_why": unused},
+        "boundaries": {"scope": "calendar", **{name: iso(day) for name, day in edges.items()}},
+        "notes": [],
+    }
+
+
+def full_data(failures: int = FAILURES, heat_bands: int = BINS, spectrum_bands: int = BINS) -> ReportData:
+    worst = [
+        {
+            "machine": machine_name(i),
+            "start": iso(3 + i),
+            "end": iso(3.4 + i),
+            "rows": 58 - i,
+            "error": 21.4 - i,
+            "removed": i < 3,
+        }
+        for i in range(4)
+    ]
+    by_reason = {"bins_not_finite": 210, "stuck_sensor": 160, HOSTILE: 42}
+    return ReportData(
+        evaluation=evaluation(),
+        release_id="3f9a1c0be27d4415",
+        manifest={"precision": "float32", "device": "cpu", "inputs": {"split": "ab" * 32}},
+        snapshot={"rows": 207_360, "machines": 24, "bins": BINS, "first": iso(0), "last": iso(60), "warnings": []},
+        fleet={"name": "press-line", "kind": "spectrum", "interval_seconds": 600, "unit": "<b>g</b>"},
+        validation={"rows": 207_360, "quarantined": 412, "by_reason": by_reason, "warnings": {"energy_high": 12}},
+        split=split(),
+        cleaning={
+            "looked_at": 77_000,
+            "removed": 934,
+            "by_machine": {HOSTILE: 512, "press-02": 422},
+            "worst_episodes": worst,
+        },
+        calibration=calibration(),
+        histories={name: history(name) for name in ("autoencoder", "vae")} | {"pca": {"components": 9}},
+        scores=scores_table(failures + 1, failures),
+        events=events(failures),
+        episodes=episodes(failures),
+        roc=roc(),
+        reconstructions=reconstructions(),
+        error_profile=error_profile(),
+        evidence=evidence(failures, heat_bands, spectrum_bands),
+        params=Params().model_dump(mode="json", by_alias=True),
+    )
