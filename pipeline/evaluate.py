@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from pipeline.alerts import AlertPolicy
 from pipeline.calibrate import Scored, load_calibration, load_detectors, score_rows, scores_table
 from pipeline.detectors import Detector, NeuralDetector
 from pipeline.errors import ContractError, run_reporting_errors
-from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, judge
+from pipeline.evidence import error_profile, evidence_table, history_mask
+from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, iso, judge
 from pipeline.params import Params, load_params
 from pipeline.rows import Rows, has_role, load_rows
 from pipeline.schema import (
@@ -22,6 +24,7 @@ from pipeline.schema import (
     TRUTH_SCHEMA,
     BoolN,
     FleetSpec,
+    FloatN,
     Label,
     Role,
     codes_and_names,
@@ -32,6 +35,7 @@ from pipeline.store import atomic_folder, read_table, write_json, write_table
 from pipeline.train import use_threads
 
 EXAMPLES = 3
+WORST = 5
 LATE_LOG_HOURS = 72  # a log entry may follow the true end of a fault by this much and still mean it
 
 
@@ -161,51 +165,94 @@ def machines_never_seen(split: pa.Table) -> set[str]:
     return set(names.cast(pa.string()).unique().to_pylist())
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What a report draws beside the judgement, of the release's own detector."""
+
+    spectra: list[dict[str, Any]]  # single rows with their reconstructions
+    profile: dict[str, Any]  # error by bin
+    evidence: pa.Table  # a row per judged failure
+
+
+def pictures(detector: Detector, scored: Scored, history: Rows, judgement: Judgement, fleet: FleetSpec) -> Pictures:
+    """Everything that a report draws of single rows and failures; `history` as `history_mask` chose it."""
+    label_N = scored.rows.column("label")
+    profile = error_profile(detector, scored.rows, label_N == Label.HEALTHY, label_N == Label.FAULTY, fleet)
+    evidence = evidence_table(detector, scored.rows, history, judgement, fleet)
+    return Pictures(reconstructions(detector, scored, judgement, fleet), profile, evidence)
+
+
 def reconstructions(detector: Detector, scored: Scored, judgement: Judgement, fleet: FleetSpec) -> list[dict[str, Any]]:
-    """A few healthy spectra and a few at the start of an alert that caught a failure, with their reconstructions."""
-    if not isinstance(detector, NeuralDetector):
-        return []
+    """Healthy spectra, the worst of them, and some at the start of an alert that caught a failure.
+
+    A detector that reconstructs nothing leaves `reconstruction` null.
+    """
     rows, values = scored.rows, scored.scores[detector.name]
-    healthy = np.flatnonzero(rows.column("label") == Label.HEALTHY)
-    picked: list[tuple[int, str]] = []
-    if len(healthy):
-        ranked = healthy[np.argsort(values[healthy], kind="stable")]
-        picked += [(int(ranked[int(len(ranked) * share)]), "healthy") for share in (0.1, 0.5, 0.9)]
-    codes = {machine: code for code, machine in enumerate(rows.machines)}
-    for episode in [item for item in judgement.episodes if item["kind"] == "caught"][:EXAMPLES]:
-        opened = np.datetime64(episode["start"].removesuffix("Z"), "us").astype(np.int64)
-        mine = np.flatnonzero((rows.machine == codes[episode["machine_id"]]) & (rows.time_us >= opened))
-        if len(mine):
-            picked.append((int(mine[np.argmin(rows.time_us[mine])]), "alert"))
+    picked = _examples(rows, values, judgement)
     if not picked:
         return []
     index = np.array([position for position, _ in picked])
     code = detector.baselines.codes(rows.machines, rows.machine[index], rows.epoch[index])
-    original, rebuilt = detector.reconstruct(rows.spectra[index], code)
+    if isinstance(detector, NeuralDetector):
+        original, rebuilt = detector.reconstruct(rows.spectra[index], code)
+    else:
+        original, rebuilt = detector.relative(rows.spectra[index], code)[:, :-1].cpu().numpy(), None
     share = detector.explain(rows.spectra[index], code)
-    share /= share.sum(1, keepdims=True)
+    share /= np.maximum(share.sum(1, keepdims=True), 1e-300)
     bands = [fleet.band_name(index) for index in range(fleet.bins)]
     return [
         {
             "machine_id": rows.machines[rows.machine[position]],
-            "timestamp": str(np.datetime64(int(rows.time_us[position]), "us").astype("datetime64[s]")) + "Z",
+            "timestamp": iso(int(rows.time_us[position])),
             "kind": kind,
+            "score": float(f"{values[position]:.6g}"),
             "bands": bands,
             "original": np.round(original[item].astype(float), 4).tolist(),
-            "reconstruction": np.round(rebuilt[item].astype(float), 4).tolist(),
+            "reconstruction": None if rebuilt is None else np.round(rebuilt[item].astype(float), 4).tolist(),
             "share": np.round(share[item], 5).tolist(),
         }
         for item, (position, kind) in enumerate(picked)
     ]
 
 
-def write_evaluation(folder: Path, judgement: Judgement, scores: pa.Table, examples: list[dict[str, Any]]) -> None:
+def _examples(rows: Rows, values_N: FloatN, judgement: Judgement) -> list[tuple[int, str]]:
+    """Positions and kinds: three healthy rows, the worst row of five machines each, a row at each of three alerts."""
+    healthy = np.flatnonzero(rows.column("label") == Label.HEALTHY)
+    ranked = healthy[np.argsort(values_N[healthy], kind="stable")]
+    picked = [(int(ranked[int(len(ranked) * share)]), "healthy") for share in (0.1, 0.5, 0.9) if len(ranked)]
+    worst: dict[int, int] = {}  # one of a machine: neighbouring rows are alike
+    for position in ranked[::-1]:
+        worst.setdefault(int(rows.machine[position]), int(position))
+        if len(worst) == WORST:
+            break
+    picked += [(position, "worst") for position in worst.values()]
+    codes = {machine: code for code, machine in enumerate(rows.machines)}
+    for episode in [item for item in judgement.episodes if item["kind"] == "caught"][:EXAMPLES]:
+        opened = np.datetime64(episode["start"].removesuffix("Z"), "us").astype(np.int64)
+        mine = np.flatnonzero((rows.machine == codes[episode["machine_id"]]) & (rows.time_us >= opened))
+        if len(mine):
+            picked.append((int(mine[np.argmin(rows.time_us[mine])]), "alert"))
+    return picked
+
+
+def load_history(raw: Path, split: pa.Table, judgement: Judgement, fleet: FleetSpec) -> Rows:
+    """Healthy rows of the failed machines before their failures, in whatever role."""
+    machine, machines = codes_and_names(split["machine_id"])
+    labels, names = codes_and_names(split["label"])
+    healthy = labels == (names.index(Label.HEALTHY) if Label.HEALTHY in names else -1)
+    times, epoch = times_us(split["timestamp"]), split["epoch"].to_numpy()
+    return load_rows(raw, split, history_mask(machine, machines, epoch, times, healthy, judgement.events), fleet.bins)
+
+
+def write_evaluation(folder: Path, judgement: Judgement, scores: pa.Table, drawn: Pictures) -> None:
     """Everything that a report draws, into an existing folder."""
     write_table(folder / "scores.parquet", scores)
     write_json(folder / "events.json", judgement.events)
     write_json(folder / "episodes.json", judgement.episodes)
     write_json(folder / "plots/roc.json", judgement.roc)
-    write_json(folder / "reconstructions.json", examples)
+    write_json(folder / "reconstructions.json", drawn.spectra)
+    write_json(folder / "error_profile.json", drawn.profile)
+    write_table(folder / "evidence.parquet", drawn.evidence)
 
 
 def read_truth(data_set: Path, wanted: bool) -> pa.Table | None:
@@ -235,9 +282,10 @@ def main() -> None:
     judgement = evaluate(scored, calibration, failures, truth, policy, params, fleet, never_seen)
     judgement.figures["notes"] += calibrated["notes"]
     with atomic_folder(root / "data/evaluation") as folder:
-        release_detector = detectors[params.release.detector]
-        examples = reconstructions(release_detector, scored, judgement, fleet)
-        write_evaluation(folder, judgement, scores_table(scored), examples)
+        drawn = pictures(
+            detectors[params.release.detector], scored, load_history(raw, split, judgement, fleet), judgement, fleet
+        )
+        write_evaluation(folder, judgement, scores_table(scored), drawn)
     write_json(root / "metrics/evaluation.json", judgement.figures)
 
 

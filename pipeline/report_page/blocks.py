@@ -16,6 +16,9 @@ EM_DASH = "—"
 NO_REASON = "no reason was recorded"
 
 
+Tone = Literal["good", "bad", "plain"]
+
+
 @dataclass(frozen=True)
 class Chart:
     """A plotly figure with its place, its words, and a caption that says in text what it shows."""
@@ -26,9 +29,9 @@ class Chart:
     traces: Sequence[Mapping[str, Any]]
     layout: Mapping[str, Any]
     height: int = 300
-    width: Literal["full", "half", "third"] = "full"
+    width: Literal["full", "half"] = "full"
     tag: str = ""  # a short remark beside the title, such as "caught"
-    tone: Literal["good", "bad", "plain"] = "plain"
+    tone: Tone = "plain"
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,17 @@ class Cell:
     note: int | None = None
     share: float | None = None
     detector: str | None = None  # draws the detector's colour beside its name
+    link: str | None = None  # a place of this page
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column head; `numeric` aligns to the right."""
+    """A column head; `numeric` aligns to the right, `prose` is never clamped as a long name is."""
 
     label: str
     numeric: bool = True
     hint: str = ""
+    prose: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,40 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Small tables side by side."""
+class Columns:
+    """Blocks side by side where there is room."""
 
-    tables: Sequence[Table]
-    kind: Literal["tables"] = "tables"
+    blocks: Sequence[Block]
+    kind: Literal["columns"] = "columns"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks under a heading that has an address of its own."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block]
+    tag: str = ""
+    tone: Tone = "plain"
+    kind: Literal["group"] = "group"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do: what, why (with the figure), and how."""
+
+    title: str
+    why: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What to do, most urgent first."""
+
+    steps: Sequence[Step]
+    kind: Literal["steps"] = "steps"
 
 
 @dataclass(frozen=True)
@@ -116,15 +150,17 @@ class Details:
     kind: Literal["details"] = "details"
 
 
-Block = Text | Items | Table | Tables | Charts | Figures | Details
+Block = Text | Items | Table | Columns | Charts | Figures | Group | Steps | Details
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; `missing` says why it is empty."""
+    """One page: a question, its answer in a sentence, and what stands behind it; `missing` says why it is empty."""
 
     id: str
     title: str
+    short: str  # for a narrow screen
+    answer: str = ""
     lead: str = ""
     blocks: Sequence[Block] = ()
     missing: str = ""
@@ -216,14 +252,16 @@ def interval(pair: Any, digits: int = 2) -> str:
 
 
 def hours(value: Any) -> str:
-    """Hours; with days beside them from two days on.
+    """Hours; below one in minutes, and with days beside them from two days on.
 
-    >>> hours(7.25), hours(93)
-    ('7.2 h', '93 h (3.9 days)')
+    >>> hours(0.056), hours(7.25), hours(93)
+    ('3.4 min', '7.2 h', '93 h (3.9 days)')
     """
     span = as_number(value)
     if span is None:
         return EM_DASH
+    if 0 < abs(span) < 1:
+        return f"{number(span * 60, 2)} min"
     if abs(span) < 48:
         return f"{number(span, 2)} h"
     return f"{span:,.0f} h ({span / 24:,.1f} days)"

@@ -6,7 +6,6 @@ Shape legend: N rows, B histogram bins. Scores are float64 of shape (n,), higher
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,24 +18,20 @@ from pipeline.report_page.blocks import (
     Chart,
     as_map,
     as_number,
-    count,
     number,
-    percent,
     sentence_list,
 )
 from pipeline.report_page.colours import detector_colour, detector_label
-from pipeline.schema import FloatN
+from pipeline.report_page.names import ISOLATES, escaped, plot_label, visible
 
 Json = dict[str, Any]
-HISTOGRAM_BINS = 60
-LOWEST_SHARE = 0.005  # of the scores: as many share the first bin, or a long left tail fills the panel
 LOG_FROM = 4  # a loss that falls by more than this factor is drawn in log
 HALF_HEIGHT, TALL_HEIGHT = 260, 340
 
 
 def axis(title: str, **more: Any) -> Json:
     """An axis with its title (and unit); the page adds its colours."""
-    return {"title": {"text": title, "standoff": 8}, **more}
+    return {"title": {"text": escaped(title), "standoff": 8}, **more}
 
 
 def significant(values_N: npt.ArrayLike, digits: int = 4) -> list[float | None]:
@@ -49,11 +44,11 @@ def significant(values_N: npt.ArrayLike, digits: int = 4) -> list[float | None]:
     return [float(f"{value:.{digits - 1}e}") if np.isfinite(value) else None for value in array.tolist()]
 
 
-def line(name: str, x: Sequence[Any], y: Sequence[Any], colour: str, **more: Any) -> Json:
-    """A line; `dash`, `width`, `shape` and any key of plotly's scatter."""
+def line(name: str, x: Any, y: Any, colour: str, **more: Any) -> Json:
+    """A line over plain or packed values; `dash`, `width`, `shape` and any key of plotly's scatter."""
     style = {"color": colour, "width": more.pop("width", 2), "dash": more.pop("dash", "solid")}
     style["shape"] = more.pop("shape", "linear")
-    return {"type": "scatter", "mode": "lines", "name": html.escape(name), "x": x, "y": y, "line": style, **more}
+    return {"type": "scatter", "mode": "lines", "name": escaped(name), "x": x, "y": y, "line": style, **more}
 
 
 def rule(axis_name: str, at: Any, colour: str, dash: str = "solid", width: float = 1.5) -> Json:
@@ -66,12 +61,27 @@ def rule(axis_name: str, at: Any, colour: str, dash: str = "solid", width: float
 def note(text: str, **place: Any) -> Json:
     """A small label inside a panel."""
     style = {"size": 11, "color": place.pop("colour", "@muted")}
-    return {"text": html.escape(text), "showarrow": False, "font": style, **place}
+    return {"text": escaped(text), "showarrow": False, "font": style, **place}
 
 
 def log_ticks(low: float, high: float) -> Json:
     """Ticks of a log axis from a positive low to high: 1-2-5 over few decades, powers of ten over many."""
     return {"dtick": "D2" if high < 150 * low else 1, "tickformat": "~g"}
+
+
+def labels(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of bands as plotly may show them, in a tuple: the page holds equal tuples once."""
+    return tuple(escaped(visible(name)) for name in names)
+
+
+def band_axis(names: Sequence[str], most: int = 6) -> Json:
+    """An axis over bands by their number, with the names of a few as ticks.
+
+    >>> band_axis(["0-10 Hz", "10-20 Hz", "20-30 Hz"], 2)["ticktext"]
+    ['0-10 Hz', '20-30 Hz']
+    """
+    places = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)).tolist()
+    return {"tickvals": places, "ticktext": [plot_label(names[place], 20).strip(ISOLATES) for place in places]}
 
 
 # --- what the models learned ------------------------------------------------------------------------------------------
@@ -150,95 +160,6 @@ def _series(entries: Sequence[Mapping[str, Any]], key: str) -> list[float | None
     return [as_number(entry.get(key)) for entry in entries]
 
 
-# --- thresholds -------------------------------------------------------------------------------------------------------
-
-
-def score_histogram(
-    healthy_N: FloatN, faulty_N: FloatN, bins: int = HISTOGRAM_BINS
-) -> tuple[FloatN, FloatN, FloatN, bool]:
-    """Share of rows per bin for two groups over common edges, in log bins where every score is positive.
-
-    Args:
-        healthy_N: scores of healthy rows; not finite ones are left out.
-        faulty_N: scores of rows before failures, may be empty.
-        bins: number of bins B.
-
-    Returns:
-        (edges (B + 1,), healthy shares (B,), faulty shares (B,), log); shares sum to 1, or are 0 for an empty group.
-        The first bin holds all lower scores too.
-
-    >>> edges, healthy, faulty, log = score_histogram(np.array([1.0, 20.0]), np.array([100.0]), bins=2)
-    >>> edges.round(6).tolist(), healthy.tolist(), faulty.tolist(), log
-    ([1.0, 10.0, 100.0], [0.5, 0.5], [0.0, 1.0], True)
-    """
-    groups = [np.asarray(group, np.float64)[np.isfinite(group)] for group in (healthy_N, faulty_N)]
-    both = np.concatenate(groups)
-    if not len(both):
-        return np.linspace(0, 1, bins + 1), np.zeros(bins), np.zeros(bins), False
-    log, high = float(both.min()) > 0, float(both.max())
-    low = float(np.quantile(both, LOWEST_SHARE, method="lower"))
-    if low == high:
-        low, high = (low / 1.1, high * 1.1) if log else (low - 0.5, high + 0.5)
-    edges = np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
-    edges[0], edges[-1] = low, high  # rounding must not lose the extremes
-    shares = []
-    for group in groups:
-        inner = np.searchsorted(edges[1:-1], group, side="right")
-        shares.append(np.bincount(inner, minlength=bins) / max(len(group), 1))
-    return edges, shares[0], shares[1], log
-
-
-def distribution_chart(name: str, healthy_N: FloatN, faulty_N: FloatN, thresholds: Mapping[str, float | None]) -> Chart:
-    """Score distribution of healthy test rows against rows before failures, with the thresholds."""
-    edges, healthy, faulty, log = score_histogram(healthy_N, faulty_N)
-    smallest = min((float(share) for share in (*healthy, *faulty) if share > 0), default=1e-4)
-    floor = smallest * 40  # per cent: below the smallest bin, so that an empty bin meets the axis
-    traces = [_steps("healthy rows", edges, healthy, floor, "@healthy", "@healthy-soft")]
-    if len(faulty_N):
-        traces.append(_steps("rows before failures", edges, faulty, floor, "@faulty", "@faulty-soft"))
-    shapes, notes, words = [], [], []
-    for tier, dash in (("low", "dot"), ("page", "solid")):
-        threshold = thresholds.get(tier)
-        if threshold is None or (log and threshold <= 0):
-            continue
-        at = float(np.log10(threshold)) if log else threshold
-        side = {"xanchor": "right", "xshift": -4} if tier == "low" else {"xanchor": "left", "xshift": 4}
-        shapes.append(rule("x", threshold, "@ink", dash, 1.5))
-        notes.append(note(tier, x=at, y=1.0, yref="y domain", yanchor="top", colour="@ink", **side))
-        words.append(_beyond(tier, threshold, healthy_N, faulty_N))
-    top = max(float(healthy.max()), float(faulty.max()), 1e-3)
-    layout: Json = {
-        "xaxis": axis(f"anomaly score (no unit{', log scale' if log else ''})", type="log" if log else "linear"),
-        "yaxis": axis("rows per bin (%, log)", type="log", range=[float(np.log10(floor)), float(np.log10(top * 200))]),
-        "shapes": shapes,
-        "annotations": notes,
-    }
-    caption = f"{count(len(healthy_N))} healthy rows, {count(len(faulty_N))} rows before failures. " + " ".join(words)
-    layout["xaxis"].update(log_ticks(edges[0], edges[-1]) if log else {})
-    layout["yaxis"].update({"dtick": 1, "tickformat": "~g"})
-    return Chart(slug(f"scores-{name}"), detector_label(name), caption.strip(), traces, layout, HALF_HEIGHT, "half")
-
-
-def _beyond(tier: str, threshold: float, healthy_N: FloatN, faulty_N: FloatN) -> str:
-    shares = [
-        f"{percent((group > threshold).mean())} of {label}"
-        for group, label in ((healthy_N, "healthy"), (faulty_N, "pre-failure"))
-        if len(group)
-    ]
-    return f"Above {tier} ({number(threshold)}): {sentence_list(shares)} rows."
-
-
-def _steps(name: str, edges: FloatN, shares: FloatN, floor: float, colour: str, fill: str) -> Json:
-    """A histogram as a filled outline; an empty bin stands on the floor, for a log axis has no zero."""
-    percentages = shares * 100
-    drawn = np.maximum(percentages, floor)
-    x, y = np.r_[edges[0], edges], np.r_[floor, drawn, floor]  # up from the floor, and down to it
-    trace = line(name, significant(x), significant(y), colour, width=1.5, shape="hv")
-    template = "score from %{x:.3g}: %{customdata:.3g} % of rows<extra></extra>"
-    told = {"customdata": significant(np.r_[percentages[0], percentages, percentages[-1]]), "hovertemplate": template}
-    return {**trace, **told, "fill": "tozeroy", "fillcolor": fill}
-
-
 # --- comparison -------------------------------------------------------------------------------------------------------
 
 
@@ -264,9 +185,7 @@ def roc_chart(points: Sequence[Mapping[str, Any]], order: Sequence[str], healthy
         x, y = significant(curve[keep, 0]), significant(curve[keep, 1])
         dash = ("solid", "dash", "dot", "dashdot", "longdash")[index % 5]
         trace = line(detector_label(name), x, y, detector_colour(name), dash=dash, width=2.25 if index == 0 else 1.75)
-        template = (
-            f"{html.escape(detector_label(name))}: %{{y:.1%}} of pre-failure rows at %{{x:.2%}} false<extra></extra>"
-        )
+        template = f"{escaped(detector_label(name))}: %{{y:.1%}} of pre-failure rows at %{{x:.2%}} false<extra></extra>"
         traces.append({**trace, "hovertemplate": template})
     if not traces:
         return None

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import yaml
 
 from pipeline.errors import ContractError
-from pipeline.params import Params
+from pipeline.params import DETECTOR_NAMES, Params
 from pipeline.report_page.blocks import as_map, as_number
+from pipeline.schema import BoolN, FloatN, codes_and_names
 from pipeline.store import read_json, read_table, sha256_folder
 
 SCORES_ABSENT = "the evaluation wrote no scores per row"
@@ -42,10 +44,13 @@ class ReportData:
     scores: pa.Table | None = None  # data/evaluation/scores.parquet
     events: Sequence[Mapping[str, Any]] | None = None  # data/evaluation/events.json
     episodes: Sequence[Mapping[str, Any]] = ()  # data/evaluation/episodes.json
+    calibration_scores: pa.Table | None = None  # data/calibration/scores.parquet
     roc: Sequence[Mapping[str, Any]] = ()  # data/evaluation/plots/roc.json
     reconstructions: Sequence[Mapping[str, Any]] | None = None  # data/evaluation/reconstructions.json
+    error_profile: Mapping[str, Any] | None = None  # data/evaluation/error_profile.json
+    evidence: pa.Table | None = None  # data/evaluation/evidence.parquet
     params: Mapping[str, Any] = field(default_factory=dict)  # the settings that were used
-    max_failures: int = 12
+    max_failures: int = 100
     missing: Mapping[str, str] = field(default_factory=dict)  # section id -> why it is empty
     notes: Sequence[str] = ()  # sentences for the last section
 
@@ -84,6 +89,8 @@ def gather(root: Path | str, params: Params) -> ReportData:
     names = list(as_map(evaluation.get("detectors"))) or list(params.detectors)
     histories = {name: _object(data / "models" / name / "history.json") for name in names}
     scores = data / "evaluation" / "scores.parquet"
+    calibrated = data / "calibration" / "scores.parquet"
+    evidence = data / "evaluation" / "evidence.parquet"
     release = data / "release"
     manifest = _object(release / "manifest.json") or {}
     return ReportData(
@@ -100,10 +107,13 @@ def gather(root: Path | str, params: Params) -> ReportData:
         calibration=_object(data / "calibration" / "calibration.json"),
         histories={name: history for name, history in histories.items() if history is not None},
         scores=read_table(scores) if scores.exists() else None,
+        calibration_scores=read_table(calibrated) if calibrated.exists() else None,
         events=_list(data / "evaluation" / "events.json"),
         episodes=_list(data / "evaluation" / "episodes.json") or (),
         roc=_list(data / "evaluation" / "plots" / "roc.json") or (),
         reconstructions=_list(data / "evaluation" / "reconstructions.json"),
+        error_profile=_object(data / "evaluation" / "error_profile.json"),
+        evidence=read_table(evidence) if evidence.exists() else None,
         # the settings that stand in the release, not today's file: the page must not change without its inputs
         params=as_map(manifest.get("params")),
         max_failures=params.report.max_failures,
@@ -148,3 +158,65 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         raise ContractError.of("YAML", got=str(error), expected="a mapping", where=path) from None
     return as_map(value)
+
+
+def detector_order(data: ReportData) -> list[str]:
+    """Detectors of the evaluation, the release detector first, then as params.yaml lists them, then others by name."""
+    names = as_map(data.evaluation.get("detectors"))
+    return sorted(names, key=lambda name: (name != data.detector, *_place(name)))
+
+
+def _place(name: str) -> tuple[int, str]:
+    return (DETECTOR_NAMES.index(name) if name in DETECTOR_NAMES else len(DETECTOR_NAMES), name)
+
+
+def test_scores(data: ReportData) -> list[tuple[str, FloatN, FloatN]]:
+    """(detector, healthy test scores, test scores before failures), for each detector with any finite score."""
+    table = data.scores
+    if table is None:
+        return []
+    order = detector_order(data)
+    names = [name.removeprefix("score_") for name in table.column_names if name.startswith("score_")]
+    names.sort(key=lambda name: (order.index(name) if name in order else len(order), name))
+    test = _equals(table, "role", "test") if "role" in table.column_names else np.ones(table.num_rows, bool)
+    healthy, faulty = (test & _equals(table, "label", label) for label in ("healthy", "faulty"))
+    found = []
+    for name in names:
+        scores = table[f"score_{name}"].to_numpy()
+        finite = np.isfinite(scores)
+        if (finite & (healthy | faulty)).any():
+            found.append((name, scores[healthy & finite], scores[faulty & finite]))
+    return found
+
+
+def _equals(table: pa.Table, column: str, value: str) -> BoolN:
+    codes, names = codes_and_names(table[column])
+    return np.asarray(codes == names.index(value)) if value in names else np.zeros(table.num_rows, bool)
+
+
+def threshold_setters(data: ReportData) -> list[tuple[str, int, float]]:
+    """Machines with calibration rows above the release's low threshold: (name, rows, share of all such), most first."""
+    table, column = data.calibration_scores, f"score_{data.detector}"
+    threshold = data.thresholds(data.detector)["low"]
+    if table is None or threshold is None or column not in table.column_names:
+        return []
+    codes, names = codes_and_names(table["machine_id"])
+    above = np.bincount(codes[(table[column].to_numpy() >= threshold) & (codes >= 0)], minlength=len(names))
+    order = np.argsort(-above, kind="stable")
+    return [(names[place], int(above[place]), float(above[place] / above.sum())) for place in order if above[place]]
+
+
+def judged_failures(data: ReportData) -> list[Mapping[str, Any]]:
+    """Test failures in order of time."""
+    events = [event for event in data.events or [] if event.get("role", "test") == "test"]
+    return sorted(events, key=lambda event: (str(event.get("time")), str(event.get("failure_id"))))
+
+
+def release_verdict(data: ReportData, event: Mapping[str, Any]) -> tuple[bool, float | None]:
+    """Caught and lead time in service, at the page tier, whose episodes are drawn; else as in the comparison."""
+    in_service = as_map(data.evaluation.get("in_service"))
+    if isinstance(in_service.get("caught"), Mapping):
+        lead = as_number(in_service["caught"].get(str(event.get("failure_id"))))
+        return lead is not None, lead
+    verdict = as_map(as_map(event.get("detectors")).get(data.detector))
+    return bool(verdict.get("caught")), as_number(verdict.get("lead_time_hours"))

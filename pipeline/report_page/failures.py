@@ -1,4 +1,4 @@
-"""Each judged failure: the release detector's score up to it, thresholds, alert episodes, lead time."""
+"""Each judged failure: the release detector's score up to it, alert episodes, and what it heard bin by bin."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ import numpy as np
 from pipeline.report_page.blocks import (
     EM_DASH,
     Block,
+    Cell,
     Chart,
     Charts,
+    Column,
+    Group,
     Section,
+    Table,
     Text,
     as_map,
-    as_number,
     hours,
     parse_time,
     plural,
     sentence_list,
     when,
 )
-from pipeline.report_page.charts import Json, axis, line, log_ticks, note, rule, significant
+from pipeline.report_page.charts import Json, axis, line, log_ticks, note, rule
 from pipeline.report_page.colours import detector_colour, detector_label
-from pipeline.report_page.data import SCORES_ABSENT, ReportData
+from pipeline.report_page.data import SCORES_ABSENT, ReportData, judged_failures, release_verdict
+from pipeline.report_page.failure_evidence import MARGIN, evidence_blocks
+from pipeline.report_page.names import isolated, shortened
+from pipeline.report_page.packing import packed_numbers, packed_times
 from pipeline.schema import MICROSECONDS_PER_HOUR, FloatN, IntN, codes_and_names, times_us
 
 POINTS = 600  # at most, of one failure
@@ -50,18 +56,25 @@ class FailureView:
 
 
 def failures_section(data: ReportData) -> Section:
-    """A timeline per judged failure, oldest first, at most `max_failures`."""
-    title, events = "Each failure", judged_failures(data)
+    """An index, then a group of charts per judged failure, oldest first, at most `max_failures`."""
+    title, short, events = "What happened before each failure?", "Failures", judged_failures(data)
     if data.events is None:
-        return Section("failures", title)
+        return Section("failures", title, short)
     if not events:
-        return Section("failures", title, missing="no failure was judged")
+        return Section("failures", title, short, missing="no failure was judged")
     views, without = _views(data, events[: data.max_failures])
     if not views:
-        return Section("failures", title, missing=data.missing.get("scores", SCORES_ABSENT))
-    blocks: list[Block] = [Charts([timeline_chart(view, index) for index, view in enumerate(views, 1)])]
+        return Section("failures", title, short, missing=data.missing.get("scores", SCORES_ABSENT))
+    blocks: list[Block] = [_index(views)]
+    evidence = {row["failure_id"]: row for row in data.evidence.to_pylist()} if data.evidence is not None else {}
+    unit = "" if data.fleet.get("kind") == "features" else str(data.fleet.get("unit") or "no unit")
+    blocks += [
+        _group(view, index, evidence.get(str(view.event.get("failure_id"))), unit)
+        for index, view in enumerate(views, 1)
+    ]
     if without:
-        blocks.append(Text(f"No scores around {plural(len(without), 'failure')}: {sentence_list(without)}.", "muted"))
+        listed = sentence_list([isolated(name) for name in without])
+        blocks.append(Text(f"No scores around {plural(len(without), 'failure')}: {listed}.", "muted"))
     rest = len(events) - data.max_failures
     if rest > 0:
         blocks.append(
@@ -69,16 +82,63 @@ def failures_section(data: ReportData) -> Section:
         )
     lead = (
         f"Score of {detector_label(data.detector)} up to each judged failure: the largest value of each short span of "
-        "time. Shaded spans are page-tier alert episodes: one that caught the failure in the accent colour, a false "
+        "time. Shaded spans are page-tier alert episodes: one that caught the failure in blue-green, a false "
         "one in amber, one that counts as neither in grey. The lead time runs from the first page to the failure."
     )
-    return Section("failures", title, lead, blocks)
+    return Section("failures", title, short, failures_answer(data), lead, blocks)
 
 
-def judged_failures(data: ReportData) -> list[Mapping[str, Any]]:
-    """Test failures in order of time."""
-    events = [event for event in data.events or [] if event.get("role", "test") == "test"]
-    return sorted(events, key=lambda event: (str(event.get("time")), str(event.get("failure_id"))))
+def failures_answer(data: ReportData) -> str:
+    """How many were paged, how early, and which were missed."""
+    events = judged_failures(data)
+    verdicts = [(event, *release_verdict(data, event)) for event in events]
+    leads = [lead for _, caught, lead in verdicts if caught and lead is not None]
+    missed = [isolated(shortened(event.get("machine_id", EM_DASH), 40)) for event, caught, _ in verdicts if not caught]
+    told = f"{sum(caught for _, caught, _ in verdicts)} of {plural(len(events), 'failure')} paged in time"
+    told += f", the median {hours(float(np.median(leads)))} ahead" if leads else ""
+    if not missed:
+        return f"{told}."
+    which = sentence_list(missed) if len(missed) <= 5 else "all of them" if len(missed) == len(events) else len(missed)
+    return f"{told}. Missed: {which}."
+
+
+def _index(views: Sequence[FailureView]) -> Table:
+    """A line per failure, with a link to its charts."""
+    rows = []
+    for index, view in enumerate(views, 1):
+        event = view.event
+        rows.append(
+            [
+                Cell(str(event.get("machine_id", EM_DASH)), link=f"failure-{index}"),
+                Cell(_mode(event)),
+                Cell(str(event.get("failure_id", EM_DASH))),
+                Cell(when(event.get("time"))),
+                Cell("yes" if view.caught else "no"),
+                Cell(hours(view.lead_hours) if view.caught else EM_DASH),
+            ]
+        )
+    heads = [Column(name, numeric=False) for name in ("Machine", "Mode", "Failure")]
+    more = [Column("Failed (UTC)"), Column("Paged in time"), Column("Lead time")]
+    return Table(f"{plural(len(views), 'judged failure')}, oldest first", [*heads, *more], rows)
+
+
+def _mode(event: Mapping[str, Any]) -> str:
+    return str(event.get("failure_mode") or "mode not recorded").replace("_", " ")
+
+
+def _group(view: FailureView, index: int, evidence: Mapping[str, Any] | None, unit: str) -> Group:
+    """Timeline, heat map, spectra and bands of one failure."""
+    event = view.event
+    window = _stamps(np.array(view.window_us))
+    blocks: list[Block] = [Charts([timeline_chart(view, index)])]
+    if evidence is None:
+        blocks.append(Text("Error by band was not written for this failure.", "muted"))
+    else:
+        blocks += evidence_blocks(evidence, index, window, when(event.get("time")), unit)
+    names = (event.get("machine_id", EM_DASH), _mode(event), event.get("failure_id", EM_DASH))
+    title = " · ".join(map(isolated, names))
+    tag = f"paged {hours(view.lead_hours)} ahead" if view.caught else "not paged"
+    return Group(f"failure-{index}", title, blocks, tag, "good" if view.caught else "bad")
 
 
 def downsample_max(times_us_N: IntN, values_N: FloatN, points: int = POINTS) -> tuple[IntN, FloatN]:
@@ -116,7 +176,12 @@ def timeline_chart(view: FailureView, index: int) -> Chart:
     finite = values[np.isfinite(values)]
     log = bool(len(finite)) and float(finite.min()) > 0
     trace = line(
-        "score", _stamps(times), significant(values), detector_colour(view.detector), width=1.5, connectgaps=False
+        "score",
+        packed_times(times),
+        packed_numbers(values),
+        detector_colour(view.detector),
+        width=1.5,
+        connectgaps=False,
     )
     trace["hovertemplate"] = "%{x|%Y-%m-%d %H:%M}: score %{y:.3g}<extra></extra>"
     shapes, notes = _marks(view, log)
@@ -127,15 +192,10 @@ def timeline_chart(view: FailureView, index: int) -> Chart:
         "yaxis": {**score_axis, **_score_range(finite, view.thresholds, log)},
         "shapes": shapes,
         "annotations": notes,
-        "margin": {"t": 26, "r": 46},
+        "margin": {"t": 26, **MARGIN},
         "showlegend": False,
     }
-    event = view.event
-    mode = str(event.get("failure_mode") or "mode not recorded").replace("_", " ")
-    title = f"{event.get('machine_id', EM_DASH)} · {mode} · {event.get('failure_id', EM_DASH)}"
-    tag = f"caught, {hours(view.lead_hours)} ahead" if view.caught else "not caught"
-    tone = "good" if view.caught else "bad"
-    return Chart(f"failure-{index}", title, _caption(view), [trace], layout, HEIGHT, "full", tag, tone)  # type: ignore[arg-type]
+    return Chart(f"timeline-{index}", "Anomaly score", _caption(view), [trace], layout, HEIGHT)
 
 
 def _caption(view: FailureView) -> str:
@@ -163,7 +223,7 @@ def _marks(view: FailureView, log: bool) -> tuple[list[Json], list[Json]]:
     notes = [note("failure", x=failed, xanchor="right", colour="@faulty", **above)]
     if parse_time(begins):
         shapes.append(rule("x", when(begins), "@muted", "dot", 1))
-        notes.append(note("judged from here", x=when(begins), xanchor="left", **above))
+        notes.append(note("judged from here", x=when(begins), xanchor="right", **above))
     for tier, dash, shift in (("low", "dot", -5), ("page", "dash", 5)):
         threshold = view.thresholds.get(tier)
         if threshold is not None and (threshold > 0 or not log):
@@ -220,23 +280,13 @@ def _views(data: ReportData, events: Sequence[Mapping[str, Any]]) -> tuple[list[
         if window is None or not len(shown):
             without.append(str(event.get("failure_id", EM_DASH)))
             continue
-        caught, lead = _verdict(data, event)
+        caught, lead = release_verdict(data, event)
         spans = _spans_within(data.episodes, machine, window)
         limits = data.thresholds(data.detector)
         views.append(
             FailureView(event, data.detector, times[shown], scores[shown], window, spans, limits, caught, lead)
         )
     return views, without
-
-
-def _verdict(data: ReportData, event: Mapping[str, Any]) -> tuple[bool, float | None]:
-    """Caught and lead time in service, at the page tier, whose episodes are drawn; else as in the comparison."""
-    in_service = as_map(data.evaluation.get("in_service"))
-    if isinstance(in_service.get("caught"), Mapping):
-        lead = as_number(in_service["caught"].get(str(event.get("failure_id"))))
-        return lead is not None, lead
-    verdict = as_map(as_map(event.get("detectors")).get(data.detector))
-    return bool(verdict.get("caught")), as_number(verdict.get("lead_time_hours"))
 
 
 def _window_us(event: Mapping[str, Any]) -> tuple[int, int] | None:

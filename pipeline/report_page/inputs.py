@@ -1,4 +1,4 @@
-"""What went in and what was learned from it: rows set aside and why, then the training curves."""
+"""Is the data sound: rows set aside and why, what the log says of them, and what they are used for."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pipeline.report_page.blocks import (
     EM_DASH,
     Block,
     Cell,
-    Chart,
-    Charts,
     Column,
+    Columns,
     Items,
     Section,
     Table,
-    Tables,
     Text,
     as_map,
     as_number,
@@ -25,10 +23,8 @@ from pipeline.report_page.blocks import (
     plural,
     when,
 )
-from pipeline.report_page.charts import training_charts
-from pipeline.report_page.colours import detector_label
 from pipeline.report_page.data import ReportData
-from pipeline.report_page.judgement import detector_order
+from pipeline.report_page.names import isolated
 
 LISTED = 10
 EXACT: Mapping[str, str] = {}  # names of the data, shown as they are
@@ -71,13 +67,39 @@ def data_section(data: ReportData) -> Section:
     ]
     tables = [table for table in (*candidates, _time_order(split), _failure_use(split)) if table is not None]
     blocks: list[Block] = [Text(text) for text in _set_aside(validation, cleaning)]
-    blocks += [Tables(tables)] if tables else []
+    blocks += [Columns(tables)] if tables else []
     worst = cleaning.get("worst_episodes")
     blocks += _worst_episodes(worst) if isinstance(worst, list) else []
     blocks += _unused_failures(split)
     said = [str(text) for source in (data.snapshot, validation, split, cleaning) for text in _sentences(source)]
     blocks += [Items(said, "Said by the stages")] if said else []
-    return Section("data", "Data", "What was used, what was set aside, and why.", blocks)
+    lead = "What was used, what was set aside, and why."
+    return Section("data", "Is the data sound?", "Data", data_answer(data), lead, blocks)
+
+
+def data_answer(data: ReportData) -> str:
+    """How much was set aside, and the main reason."""
+    validation, cleaning = as_map(data.validation), as_map(data.cleaning)
+    rows, quarantined = as_number(validation.get("rows")), as_number(validation.get("quarantined"))
+    removed, seen = as_number(cleaning.get("removed")), _cleaned(cleaning)
+    parts = []
+    if quarantined is not None and rows:
+        reasons = {
+            str(name): value for name, raw in as_map(validation.get("by_reason")).items() if (value := as_number(raw))
+        }
+        main = f", mostly {isolated(_words(max(reasons, key=lambda name: reasons[name])))}" if reasons else ""
+        share = percent(quarantined / rows) if quarantined else "None"
+        parts.append(f"{share} of {count(rows)} rows were quarantined{main}")
+    if removed is not None and seen:
+        parts.append(f"{percent(removed / seen)} of the training rows were removed as unlike healthy ones")
+    if parts:
+        return f"{'; '.join(parts)}."
+    dataset = as_map(data.evaluation.get("dataset"))
+    if as_number(dataset.get("rows")) is None:
+        return ""
+    return (
+        f"{count(dataset['rows'])} rows of {count(dataset.get('machines'))} machines; nothing was validated or cleaned."
+    )
 
 
 def _sentences(metrics: Mapping[str, Any]) -> list[Any]:
@@ -181,9 +203,14 @@ def _unused_failures(split: Mapping[str, Any]) -> list[Block]:
     if not machines:
         return []
     rows = [
-        [Cell(why), Cell(count(len(names))), Cell(", ".join(sorted(set(names))))] for why, names in machines.items()
+        [Cell(why), Cell(count(len(names))), Cell(", ".join(map(isolated, sorted(set(names)))))]
+        for why, names in machines.items()
     ]
-    columns = [Column("Why", numeric=False), Column("Failures"), Column("Machines", numeric=False)]
+    columns = [
+        Column("Why", numeric=False, prose=True),
+        Column("Failures"),
+        Column("Machines", numeric=False, prose=True),
+    ]
     return [Table("Failures that neither tune nor judge", columns, rows)]
 
 
@@ -206,22 +233,3 @@ def _worst_episodes(episodes: Sequence[Any]) -> list[Block]:
         Column("Outcome"),
     ]
     return [Table("Worst episodes that cleaning saw", [Column("Machine", numeric=False), *heads], rows)]
-
-
-def training_section(data: ReportData) -> Section:
-    """Curves of every detector that trains by epochs, and a warning where the epoch cap was hit."""
-    blocks: list[Block] = []
-    charts: list[Chart] = []
-    order = detector_order(data)
-    for name in [*order, *sorted(set(data.histories) - set(order))]:
-        history = as_map(data.histories.get(name))
-        own = training_charts(name, history)
-        charts += own
-        if own and history.get("cap_hit"):
-            said = [str(text) for text in history.get("warnings") or []] or ["Training stopped at the epoch cap."]
-            blocks.append(
-                Text(f"{detector_label(name)}: {' '.join(said)} More epochs may lower the loss further.", "warning")
-            )
-    blocks += [Charts(charts)] if charts else []
-    lead = "Loss on training rows, and on validation rows that no step saw. The weights of the best epoch are kept."
-    return Section("training", "What the models learned", lead, blocks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.params import DETECTOR_NAMES, NEURAL_DETECTORS
+from pipeline.params import NEURAL_DETECTORS
 from pipeline.report_page.blocks import (
     EM_DASH,
     NO_REASON,
@@ -25,7 +25,8 @@ from pipeline.report_page.blocks import (
     short_hours,
 )
 from pipeline.report_page.colours import detector_label
-from pipeline.report_page.data import ReportData
+from pipeline.report_page.data import ReportData, detector_order
+from pipeline.report_page.names import isolated
 
 # metric: (label, hint, +1 where more is better, how it reads in the table, what a sentence calls it)
 METRICS: dict[str, tuple[str, str, int, Callable[[Any], str], str]] = {
@@ -38,16 +39,6 @@ METRICS: dict[str, tuple[str, str, int, Callable[[Any], str], str]] = {
 }
 NEEDS_A_CATCH = ("false_episodes_per_day", "median_lead_time_hours")
 FEW_MACHINES, FEW_FAILURES = 20, 10
-
-
-def detector_order(data: ReportData) -> list[str]:
-    """Detectors of the evaluation, the release detector first, then as params.yaml lists them, then others by name."""
-    names = as_map(data.evaluation.get("detectors"))
-    return sorted(names, key=lambda name: (name != data.detector, *_place(name)))
-
-
-def _place(name: str) -> tuple[int, str]:
-    return (DETECTOR_NAMES.index(name) if name in DETECTOR_NAMES else len(DETECTOR_NAMES), name)
 
 
 def null_reason(data: ReportData, *path: str) -> str:
@@ -88,7 +79,7 @@ def winners(detectors: Mapping[str, Any], metric: str) -> set[str]:
     return {name for name, value in values.items() if value == best}
 
 
-def comparison_table(data: ReportData) -> Table:
+def comparison_table(data: ReportData, caption: str = "Every detector on the same test rows") -> Table:
     """Every detector against every metric: best of each column, footnotes for what is null."""
     detectors, notes = as_map(data.evaluation.get("detectors")), Footnotes()
     best = {metric: winners(detectors, metric) for metric in METRICS}
@@ -109,8 +100,7 @@ def comparison_table(data: ReportData) -> Table:
             cells.append(Cell(text, _beneath(metric, figures), best=name in best[metric]))
         rows.append(cells)
     columns = [Column("Detector", numeric=False), *(Column(label, hint=hint) for label, hint, *_ in METRICS.values())]
-    caption = f"Every detector on the same test rows, {budget_text(data)}"
-    return Table(caption, columns, rows, notes.reasons)
+    return Table(f"{caption}, {budget_text(data)}", columns, rows, notes.reasons)
 
 
 def budget_text(data: ReportData) -> str:
@@ -222,6 +212,6 @@ def only_caught(data: ReportData) -> list[str]:
     for name in sorted(only, key=lambda name: (name != data.detector, name)):
         failures: Sequence[Any] = only[name] if isinstance(only[name], list) else []
         if failures:
-            listed = sentence_list([str(failure) for failure in failures])
+            listed = sentence_list([isolated(failure) for failure in failures])
             found.append(f"{detector_label(name)} alone caught {listed}.")
     return found

@@ -1,7 +1,8 @@
-"""The page as text: sections, charts and plotly itself in one file.
+"""The report as text: every page, its charts and plotly itself in one file.
 
-`render_report` is a pure function: the same data give the same bytes, with no clock in them. The page loads nothing:
-plotly and the style stand inside, and a content security policy forbids the browser to fetch anything else.
+`render_report` is a pure function: the same data give the same bytes, with no clock in them. The file loads nothing:
+plotly and the style stand inside, and a content security policy forbids the browser to fetch anything else. Charts are
+held packed and are drawn when their page is looked at.
 """
 
 from __future__ import annotations
@@ -19,14 +20,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from pipeline.report_page.blocks import (
-    Chart,
-    Charts,
-    Section,
-)
+from pipeline.report_page.blocks import Block, Chart, Charts, Columns, Group
 from pipeline.report_page.colours import PALETTES
 from pipeline.report_page.data import ReportData
-from pipeline.report_page.sections import facts, headline, opening, sections
+from pipeline.report_page.names import LONG, visible
+from pipeline.report_page.sections import facts, sections
+from pipeline.report_page.summaries import series_summary
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -44,44 +43,61 @@ def render_report(data: ReportData) -> str:
     >>> "<script>alert(1)" in page, "&lt;script&gt;alert(1)" in page
     (False, True)
     """
-    parts, charts = _with_unique_ids(sections(data))
-    figures = {chart.id: {"data": chart.traces, "layout": chart.layout, "height": chart.height} for chart in charts}
+    charts = list[Chart]()
+    taken = set[str]()
+    parts = [replace(part, blocks=_distinct(part.blocks, taken, charts)) for part in sections(data)]
+    figures, shared = _figures(charts)
     return (
         _environment()
         .get_template("report.html")
         .render(
             data=data,
-            headline=headline(data),
             facts=facts(data),
-            opening=opening(data),
             sections=parts,
             palettes=PALETTES,
-            figures=json_for_script(figures),
+            long=LONG,
+            figures=json_for_script({"figures": figures, "shared": shared}),
             palettes_json=json_for_script(PALETTES),
             plotlyjs=Markup(get_plotlyjs()) if charts else "",  # noqa: S704  plotly's own code, no data in it
         )
     )
 
 
-def _with_unique_ids(parts: Sequence[Section]) -> tuple[list[Section], list[Chart]]:
-    """Sections whose charts have identifiers of their own, and those charts: two names may make one identifier."""
-    taken: set[str] = set()
-    charts: list[Chart] = []
-    kept = []
-    for part in parts:
-        blocks = []
-        for block in part.blocks:
-            if isinstance(block, Charts):
-                own = []
-                for chart in block.charts:
-                    name = next(name for name in _names(chart.id) if name not in taken)
-                    taken.add(name)
-                    own.append(replace(chart, id=name))
-                charts += own
-                block = replace(block, charts=own)
-            blocks.append(block)
-        kept.append(replace(part, blocks=blocks))
-    return kept, charts
+def _figures(charts: Sequence[Chart]) -> tuple[dict[str, Any], list[Any]]:
+    """Charts as JSON values; equal tuples, such as the names of bands, are held once and referred to."""
+    shared: dict[tuple[Any, ...], int] = {}
+
+    def referred(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return {"packed": "shared", "at": shared.setdefault(value, len(shared))}
+        if isinstance(value, Mapping):
+            return {key: referred(entry) for key, entry in value.items()}
+        return [referred(entry) for entry in value] if isinstance(value, list) else value
+
+    figures = {
+        chart.id: {"data": referred(list(chart.traces)), "layout": chart.layout, "height": chart.height}
+        for chart in charts
+    }
+    return figures, [list(names) for names in shared]
+
+
+def _distinct(blocks: Sequence[Block], taken: set[str], charts: list[Chart]) -> list[Block]:
+    """The blocks with an identifier of its own for every chart, and those charts: two names may make one identifier."""
+    kept = list[Block]()
+    for block in blocks:
+        if isinstance(block, Charts):
+            own = []
+            for chart in block.charts:
+                name = next(name for name in _names(chart.id) if name not in taken)
+                taken.add(name)
+                own.append(replace(chart, id=name))
+            charts += own
+            kept.append(replace(block, charts=own))
+        elif isinstance(block, Columns | Group):
+            kept.append(replace(block, blocks=_distinct(block.blocks, taken, charts)))
+        else:
+            kept.append(block)
+    return kept
 
 
 def _names(name: str) -> Any:
@@ -102,7 +118,9 @@ def json_for_script(value: Any) -> Markup:
 
 
 def _finite(value: Any) -> Any:
-    """The same value with null for numbers that JSON does not know."""
+    """The same value with null for numbers that JSON does not know, and text without hidden characters."""
+    if isinstance(value, str):
+        return visible(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -121,8 +139,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # before it is escaped
     )
     environment.filters["tidy"] = tidy
+    environment.filters["summary"] = series_summary
     return environment
 
 
@@ -132,4 +152,4 @@ def tidy(text: str) -> str:
     >>> tidy("0.13 % of 7 h")
     '0.13\\xa0% of 7\\xa0h'
     """
-    return re.sub(r"(?<=\d) (?=%|h\b|s\b|days\b)", "\u00a0", text)
+    return re.sub(r"(?<=\d) (?=%|h\b|s\b|min\b|days\b)", "\u00a0", text)

@@ -1,9 +1,9 @@
-"""The page's order: the headline, then every section, and at the end notes and limits."""
+"""The pages in the order of the questions: the summary first, at the end what to do next, with notes and limits."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,10 @@ from pipeline.report_page.blocks import (
     Column,
     Details,
     Figures,
+    Group,
     Items,
     Section,
+    Steps,
     Table,
     Text,
     as_map,
@@ -33,40 +35,58 @@ from pipeline.report_page.blocks import (
     when,
 )
 from pipeline.report_page.colours import detector_label
+from pipeline.report_page.comparison import comparison_section
+from pipeline.report_page.crew import crew_section
 from pipeline.report_page.data import ReportData
 from pipeline.report_page.failures import failures_section
-from pipeline.report_page.inputs import data_section, training_section
+from pipeline.report_page.inputs import data_section
 from pipeline.report_page.judgement import cautions, null_reason, release_figures
-from pipeline.report_page.results import comparison_section, thresholds_section
-from pipeline.report_page.spectra import reconstruction_section
+from pipeline.report_page.model import model_section
+from pipeline.report_page.next_steps import next_steps
+from pipeline.report_page.thresholds import thresholds_section
 
 NOT_WHY = "A high error says that something changed, never why. An alert is a reason to look, not a diagnosis."
 MISSING = {
     "data": "no stage wrote what it set aside",
-    "training": "no neural detector was trained, or none left a history",
+    "model": "no neural detector was trained, or none left a history",
     "thresholds": "nothing was calibrated",
-    "comparison": "the evaluation compared no detectors",
+    "detectors": "the evaluation compared no detectors",
     "failures": "the evaluation wrote no failures",
-    "reconstruction": "the evaluation wrote no spectra",
+    "crew": "the evaluation wrote no alert episodes",
 }
 
 
 def sections(data: ReportData) -> list[Section]:
-    """Every section of the page, in its order; an empty one says why."""
-    built = (
+    """Every page, in its order; an empty one says why."""
+    built = [
         data_section(data),
-        training_section(data),
+        model_section(data),
         thresholds_section(data),
         comparison_section(data),
         failures_section(data),
-        reconstruction_section(data),
-        notes_section(data),
-    )
-    return [section if section.blocks else _missing(section, data) for section in built]
+        crew_section(data),
+        next_section(data),
+    ]
+    pages = [section if section.blocks else _missing(section, data) for section in built]
+    return [summary_section(data, pages), *pages]
 
 
 def _missing(section: Section, data: ReportData) -> Section:
-    return replace(section, missing=data.missing.get(section.id) or section.missing or MISSING[section.id])
+    return replace(section, missing=data.missing.get(section.id) or section.missing or MISSING[section.id], answer="")
+
+
+def summary_section(data: ReportData, pages: Sequence[Section]) -> Section:
+    """The headline, key figures, what to beware of, and each page's answer."""
+    rows = [
+        [
+            Cell(f"{index}. {page.title}", link=page.id),
+            Cell(page.answer or (f"Not available: {page.missing}." if page.missing else "See the page.")),
+        ]
+        for index, page in enumerate(pages, 1)
+    ]
+    columns = [Column("Question", numeric=False, prose=True), Column("Answer", numeric=False, prose=True)]
+    answers = Table("Seven questions, each with a page of its own", columns, rows)
+    return Section("summary", headline(data), "Summary", blocks=[*opening(data), answers])
 
 
 def headline(data: ReportData) -> str:
@@ -106,7 +126,7 @@ def _in_service_sentence(figures: Mapping[str, Any]) -> str:
     false, days = as_number(figures.get("false_episodes")), as_number(figures.get("machine_days"))
     if caught is None or not events or false is None:
         return ""
-    over = f" in {count(days)} machine-days" if days else ""
+    over = f" in {count(days) if days >= 10 else number(days, 2)} machine-days" if days else ""
     told = f"{count(caught)} of {plural(int(events), 'failure')}, with {plural(int(false), 'false episode')}{over}"
     return (
         "The figures above compare detectors at one budget. In service, alerts come from the page tier: on the same "
@@ -154,7 +174,9 @@ def _false_beside(data: ReportData) -> str:
 
 def _rate_beside(data: ReportData, page: Mapping[str, Any]) -> str:
     bounds, percentile = percent_interval(page.get("ci_low"), page.get("ci_high")), as_number(page.get("percentile"))
-    text = f"interval {bounds}" if bounds else f"no interval: {null_reason(data, 'tiers', 'page', 'ci_low')}"
+    text = (
+        f"interval {bounds}" if bounds else f"no interval: {null_reason(data, 'tiers', 'page', 'ci_low').rstrip('.')}"
+    )
     return text if percentile is None else f"{text}; asked for {percent(1 - percentile / 100)}"
 
 
@@ -196,25 +218,32 @@ def _span(data: ReportData) -> tuple[Any, Any]:
     return None, None
 
 
-def notes_section(data: ReportData) -> Section:
-    """Limits, null figures with their reasons, and where everything came from."""
+def next_section(data: ReportData) -> Section:
+    """What to do; then limits, null figures with their reasons, and where everything came from."""
+    steps = next_steps(data)
+    answer = f"{plural(len(steps), 'thing')} to do; first: {steps[0].title[0].lower()}{steps[0].title[1:]}."
+    blocks: list[Block] = [Steps(steps), Group("limits", "Limits and provenance", _limits(data))]
+    return Section("next", "What to do next?", "Next", answer, "", blocks)
+
+
+def _limits(data: ReportData) -> list[Block]:
     blocks: list[Block] = [Text(NOT_WHY, "finding")]
     said = list(dict.fromkeys(str(text) for text in (*data.notes, *(data.evaluation.get("notes") or []))))
     blocks += [Items(said, "Notes of the evaluation")] if said else []
     reasons = _flat(as_map(data.evaluation.get("null_reasons")))
     if reasons:
-        heads = [Column("Figure", numeric=False), Column("Reason", numeric=False)]
+        heads = [Column("Figure", numeric=False), Column("Reason", numeric=False, prose=True)]
         body = [[Cell(name), Cell(reason)] for name, reason in reasons]
         blocks.append(Table("Figures that the data cannot tell", heads, body))
     provenance = _provenance(data)
     if provenance:
-        heads = [Column("What", numeric=False), Column("Value", numeric=False)]
+        heads = [Column("What", numeric=False), Column("Value", numeric=False, prose=True)]
         blocks.append(Table("Provenance", heads, [[Cell(name), Cell(value)] for name, value in provenance]))
     if data.params:
         plain = json.loads(json.dumps(data.params, default=str))
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         blocks.append(Details("The settings that made these figures", text))
-    return Section("notes", "Notes and limits", "", blocks)
+    return blocks
 
 
 def _provenance(data: ReportData) -> list[tuple[str, str]]:

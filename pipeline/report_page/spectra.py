@@ -14,37 +14,32 @@ import numpy as np
 from pipeline.report_page.blocks import (
     EM_DASH,
     Chart,
-    Charts,
-    Section,
+    Tone,
     as_number,
     number,
     percent,
     sentence_list,
     when,
 )
-from pipeline.report_page.charts import TALL_HEIGHT, Json, axis, line, significant
+from pipeline.report_page.charts import TALL_HEIGHT, Json, axis, band_axis, line, significant
 from pipeline.report_page.data import ReportData
+from pipeline.report_page.names import isolated
+from pipeline.report_page.packing import packed_numbers
 from pipeline.schema import FloatN
 
 BAND = re.compile(r"^\s*([\d.]+)\s*(?:-|–|to)\s*([\d.]+)\s*Hz\s*$")
 MAX_SPECTRA = 8
 
 
-def reconstruction_section(data: ReportData) -> Section:
-    """Spectra against their reconstruction: healthy ones, then ones at alerts."""
-    title = "Original against reconstruction"
-    if data.reconstructions is None:
-        return Section("reconstruction", title)
-    ordered = sorted(data.reconstructions, key=lambda row: row.get("kind") == "alert")[:MAX_SPECTRA]
-    charts = [chart for index, row in enumerate(ordered, 1) if (chart := reconstruction_chart(row, index)) is not None]
-    if not charts:
-        return Section("reconstruction", title, missing="the release detector reconstructs no spectra")
+TAGS: Mapping[str, tuple[str, Tone]] = {"alert": ("at an alert", "bad"), "worst": ("worst of its machine", "bad")}
+
+
+def spectrum_charts(data: ReportData, kinds: Sequence[str]) -> list[Chart]:
+    """Spectra of some kinds against their reconstruction, kind by kind."""
+    rows = list(enumerate(data.reconstructions or [], 1))
     level = "value" if data.fleet.get("kind") == "features" else "log magnitude"
-    lead = (
-        f"What the model heard and what it expected. Level is the {level} relative to the machine's own baseline, in "
-        "robust standard deviations; the bars are each bin's share of the error."
-    )
-    return Section("reconstruction", title, lead, [Charts(charts)])
+    wanted = [(index, row) for kind in kinds for index, row in rows if row.get("kind") == kind]
+    return [chart for index, row in wanted[:MAX_SPECTRA] if (chart := reconstruction_chart(row, index, level))]
 
 
 def band_centres(bands: Sequence[Any] | None, bins: int) -> FloatN | None:
@@ -65,51 +60,62 @@ def band_centres(bands: Sequence[Any] | None, bins: int) -> FloatN | None:
     return np.array([(float(match[1]) + float(match[2])) / 2 for match in found if match])
 
 
-def reconstruction_chart(row: Mapping[str, Any], index: int) -> Chart | None:
-    """One spectrum against its reconstruction, and each bin's share of the error beneath; None for unequal lengths."""
+def reconstruction_chart(row: Mapping[str, Any], index: int, level: str = "level") -> Chart | None:
+    """One spectrum against its reconstruction, and each bin's share of the error beneath; None for unequal lengths.
+
+    Levels are relative to the machine's own baseline. A detector that reconstructs nothing leaves one line.
+    """
     original = np.asarray(row.get("original") or [], dtype=np.float64)
     rebuilt = np.asarray(row.get("reconstruction") or [], dtype=np.float64)
     share = np.asarray(row.get("share") or [], dtype=np.float64)
-    bins, alert = len(original), row.get("kind") == "alert"
-    if not bins or len(rebuilt) != bins:
+    bins, kind = len(original), str(row.get("kind"))
+    if not bins or len(rebuilt) not in (0, bins):
         return None
     with_share = len(share) == bins
+    names = [str(name) for name in row.get("bands") or []]
     centres = band_centres(row.get("bands"), bins)
-    x = list(range(bins)) if centres is None else significant(centres, 6)
-    colour = "@faulty" if alert else "@accent"
-    traces = [
-        line("original", x, significant(original), "@ink", width=1.5),
-        line("reconstruction", x, significant(rebuilt), colour, width=2, dash="dash"),
-    ]
-    across = {"title": "frequency bin (number)", "tickformat": "d"}
-    if centres is not None:
-        across = {"title": "frequency (Hz)", "tickformat": "~s"}
+    x: Any = list(range(bins)) if centres is None else packed_numbers(centres)
+    colour = "@faulty" if kind in TAGS else "@accent"
+    traces = [line("original", x, packed_numbers(original), "@ink", width=1.5)]
+    if len(rebuilt):
+        traces.append(line("reconstruction", x, packed_numbers(rebuilt), colour, width=2, dash="dash"))
+    across = axis("frequency (Hz)", tickformat="~s")
+    if centres is None:
+        across = axis("", **band_axis(names)) if len(names) == bins else axis("frequency bin (number)", tickformat="d")
     layout: Json = {
-        "xaxis": axis(**across, anchor="y2" if with_share else "y"),
+        "xaxis": {**across, "anchor": "y2" if with_share else "y"},
         "yaxis": axis("level (robust SD)", domain=[0.38, 1] if with_share else [0, 1]),
     }
     caption = "No error shares were written for this spectrum."
     if with_share:
         traces.append(_share_bars(x, centres, share, colour))
         layout["yaxis2"] = axis("error (%)", domain=[0, 0.26], rangemode="tozero", nticks=3)
-        caption = _largest_shares(row.get("bands"), centres, share)
-    title = f"{row.get('machine_id', EM_DASH)} · {when(row.get('timestamp'))} UTC"
-    tag, tone = ("at an alert", "bad") if alert else ("healthy", "plain")
-    return Chart(f"spectrum-{index}", title, caption, traces, layout, TALL_HEIGHT, "half", tag, tone)  # type: ignore[arg-type]
+        listed = sentence_list([f"{isolated(name)} ({percent(value)})" for name, value in largest_shares(row)])
+        caption = f"Largest shares of the error: {listed}."
+    caption += f" Level: {level} against the machine's own baseline."
+    title = f"{isolated(row.get('machine_id', EM_DASH))} · {when(row.get('timestamp'))} UTC"
+    tag, tone = TAGS.get(kind, ("healthy", "plain"))
+    return Chart(f"spectrum-{index}", title, caption, traces, layout, TALL_HEIGHT, "half", tag, tone)
 
 
-def _share_bars(x: Sequence[Any], centres: FloatN | None, share_F: FloatN, colour: str) -> Json:
-    bars: Json = {"type": "bar", "name": "error share", "x": x, "y": significant(share_F * 100), "yaxis": "y2"}
+def _share_bars(x: Any, centres: FloatN | None, share_F: FloatN, colour: str) -> Json:
+    bars: Json = {"type": "bar", "name": "error share", "x": x, "y": packed_numbers(share_F * 100), "yaxis": "y2"}
     if centres is not None and len(centres) > 1:
         bars["width"] = significant(np.gradient(centres) * 0.9)
     look = {"marker": {"color": colour, "line": {"width": 0}}, "showlegend": False}
     return {**bars, **look, "hovertemplate": "%{y:.1f} % of the error<extra></extra>"}
 
 
-def _largest_shares(bands: Any, centres: FloatN | None, share_F: FloatN) -> str:
-    top = [int(place) for place in np.argsort(-np.nan_to_num(share_F), kind="stable")[:3]]
-    listed = sentence_list([f"{_band_name(bands, centres, place)} ({percent(share_F[place])})" for place in top])
-    return f"Largest shares of the error: {listed}."
+def largest_shares(row: Mapping[str, Any], most: int = 3) -> list[tuple[str, float]]:
+    """The bands with the largest shares of the error, by name.
+
+    >>> largest_shares({"bands": ["a", "b"], "share": [0.2, 0.8]}, 1)
+    [('b', 0.8)]
+    """
+    share = np.nan_to_num(np.asarray(row.get("share") or [], dtype=np.float64))
+    bands, centres = row.get("bands"), band_centres(row.get("bands"), len(share))
+    top = [int(place) for place in np.argsort(-share, kind="stable")[:most]]
+    return [(_band_name(bands, centres, place), float(share[place])) for place in top]
 
 
 def _band_name(bands: Any, centres: FloatN | None, place: int) -> str:
