@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.quarantine_commands import quarantine
 from pipeline.errors import HearkenError, UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 releases = typer.Typer(no_args_is_help=True, help="Releases: what was built, and what is in service.")
 app.add_typer(releases, name="releases")
+app.add_typer(quarantine, name="quarantine")
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="Settings to use.")]
 DEFAULT_PARAMS = Path("params.yaml")

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipeline.answers import carry_answers
 from pipeline.clock import Clock
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.landing import (
@@ -33,6 +34,7 @@ from pipeline.landing import (
 )
 from pipeline.maintenance import checked_labels, failures_of, log_from_labels, read_maintenance, sorted_log
 from pipeline.params import IngestParams, load_params
+from pipeline.quarantine import carry_releases
 from pipeline.sampling import sampled_hours
 from pipeline.schema import (
     FAILURE_SCHEMA,
@@ -116,7 +118,9 @@ def ingest(
         snapshot = {"rows": facts.rows, "machines": len(facts.machines), "bins": facts.bins, "days": facts.days}
         snapshot |= {"first": facts.first, "last": facts.last, "warnings": warnings}
         write_json(staging / "snapshot.json", snapshot)
+        carry_releases(source, out)
         written, deleted = _move_in(staging, out, facts.days)
+        carry_answers(source, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return IngestSummary(
