@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows import layout_options
+from flows.quarantine_commands import quarantine
 from pipeline.errors import HearkenError, UserError, printable
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 releases = typer.Typer(no_args_is_help=True, help="Releases: what was built, and what is in service.")
 app.add_typer(releases, name="releases")
+app.add_typer(quarantine, name="quarantine")
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="Settings to use.")]
 DEFAULT_PARAMS = Path("params.yaml")

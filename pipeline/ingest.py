@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from pipeline.answers import CORRECTIONS, FEEDBACK, carry_answers
 from pipeline.clock import Clock
 from pipeline.errors import ContractError, printable, run_reporting_errors
 from pipeline.landing import Source, SourceFile, open_source
@@ -31,6 +32,7 @@ from pipeline.landing.source import nothing_whole
 from pipeline.layout import SourceLayout
 from pipeline.maintenance import checked_labels, failures_of, log_from_labels, read_maintenance, sorted_log
 from pipeline.params import IngestParams, load_params
+from pipeline.quarantine import RELEASES, carry_releases
 from pipeline.sampling import Sample, sampled_hours
 from pipeline.schema import (
     FAILURE_SCHEMA,
@@ -298,6 +300,9 @@ def _stage_rest(source: Source, staging: Path, spec: FleetSpec, log: pa.Table, f
     if truth is not None:
         (staging / "truth.given").write_bytes(truth[1])
         write_table(staging / "truth.parquet", read_table(staging / "truth.given", schema=TRUTH_SCHEMA))
+    if source.place.local is not None:  # people's answers are files of a folder here
+        carry_releases(source.place.local, staging)
+        carry_answers(source.place.local, staging)
 
 
 def _move_in(staging: Path, out: Path, days: dict[str, str]) -> tuple[int, int]:
@@ -310,10 +315,11 @@ def _move_in(staging: Path, out: Path, days: dict[str, str]) -> tuple[int, int]:
     names: Sequence[str] = ("fleet.yaml", "maintenance.parquet", "failures.parquet", "snapshot.json")
     for name in names:  # the snapshot's description last: it is right only when all else is there
         _replace(staging / name, out / name)
-    if (staging / "truth.parquet").exists():
-        _replace(staging / "truth.parquet", out / "truth.parquet")
-    else:
-        (out / "truth.parquet").unlink(missing_ok=True)
+    for name in ("truth.parquet", RELEASES, CORRECTIONS, FEEDBACK):  # which a source may have or not
+        if (staging / name).exists():
+            _replace(staging / name, out / name)
+        else:
+            (out / name).unlink(missing_ok=True)
     return written, len(stale)
 
 

@@ -15,10 +15,11 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.epochs import EPOCH_TAGS, microseconds
 from pipeline.params import SplitParams
-from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, IntN, Tag, times_us
+from pipeline.schema import MICROSECONDS_PER_HOUR, TIME, BoolN, IntN, Tag, times_us
 
 IntegerN = npt.NDArray[np.integer]
 
@@ -29,13 +30,14 @@ class LogStatus(IntEnum):
     HEALTHY = 0
     UNCONFIRMED = 1
     UNTAGGED = 2
-    RUN_IN = 3
-    HORIZON = 4
-    REPAIR = 5
-    OFF = 6
-    DOWN = 7
-    BEFORE_CHANGE = 8
-    QUARANTINED = 9
+    ALERT = 3  # confirmed by a person
+    RUN_IN = 4
+    HORIZON = 5
+    REPAIR = 6
+    OFF = 7
+    DOWN = 8
+    BEFORE_CHANGE = 9
+    QUARANTINED = 10
 
 
 LOG_STATUSES = tuple(status.name.lower() for status in LogStatus)
@@ -101,6 +103,13 @@ class Timeline:
         return owner_N
 
 
+def alerts_of(feedback: pa.Table, state: str, newest_us: int, machines: Sequence[str]) -> Intervals:
+    """The alerts of FEEDBACK_SCHEMA in a state; one that is not closed lasts until the newest row."""
+    chosen = feedback.filter(pc.equal(feedback["state"], state))
+    closed = pc.fill_null(chosen["closed"].cast(TIME), pa.scalar(newest_us, pa.int64()).cast(TIME))
+    return intervals_of(chosen.set_column(2, "closed", closed), "opened", "closed", machines)
+
+
 def log_status(
     timeline: Timeline,
     time_us_N: IntN,
@@ -119,7 +128,7 @@ def log_status(
     Args:
         timeline: the rows' order.
         time_us_N: their times.
-        ok_N: not quarantined.
+        ok_N: not quarantined; a row of a suspect sensor has a log status as any other.
         newest_us_N: the newest row, per row or for all: what the age of a row is measured from.
         machines: names behind the machine codes.
         maintenance: the log; entries of unknown machines are ignored.

@@ -126,9 +126,19 @@ class ValidateParams(Section):
 
     flat_relative_range: Annotated[float, Field(ge=0)] = 1e-6  # (max - min) / max below this: a flat spectrum
     max_energy: Annotated[float, Field(gt=0)] = 1e6
+    min_energy: Annotated[float, Field(ge=0)] = 0.0  # below this a sensor is silent: its floor, where it is known
+    saturation: Annotated[float, Field(gt=0)] | None = None  # largest magnitude that the sensor can tell, where known
+    saturated_bins: Annotated[int, Field(ge=2)] = 3  # as many bins at one largest level: a clipped sensor
     stuck_repeats: Count = 3  # as many repeats of the same spectrum: a stuck sensor
     future_hours: Hours = 24.0  # beyond the newest row of the rest of the fleet
     max_quarantined_share: Share = 0.5
+    max_missing_share: Share = 0.5  # of the rows that a machine's day should have; more is a warning
+    off_share: Share = 0.02  # of the machine's usual energy: below it a day counts as off
+    gain_step: Annotated[float, Field(gt=0)] = 0.3  # all bins by this share or more, from one day to the next
+    step_days: Annotated[int, Field(ge=2, le=30)] = 3  # days before and after a step that must agree
+    plant_share: Annotated[float, Field(ge=0.5, lt=1)] = 0.5  # of the machines on one day: beyond, the plant changed
+    min_rows_per_machine: Count = 100
+    min_days: Annotated[float, Field(ge=0)] = 2.0  # the set's span; less is a warning
 
 
 class SplitParams(Section):
@@ -159,13 +169,17 @@ class SplitParams(Section):
 
 
 class CleanParams(Section):
-    """Statistical removal: one trimmed refit."""
+    """Statistical removal of contaminated episodes, in train and validation rows."""
 
-    components: Count = 8
-    trim_percentile: Annotated[float, Field(gt=50, le=100)] = 90.0  # what the refit keeps
-    remove_above: Annotated[float, Field(gt=1)] = 4.0  # robust deviations of an episode's error, after the refit
+    method: Literal["refine", "trimmed", "none"] = "refine"  # cross-fitted refinement, one trimmed refit, or nothing
+    model: Literal["pca", "autoencoder"] = "pca"  # of what healthy episodes have in common
+    components: Count = 8  # of it, or latent dimensions
     episode_hours: Annotated[float, Field(gt=0)] = 6.0
-    max_removed_share: Share = 0.1
+    remove_above: Annotated[float, Field(gt=1)] = 4.5  # robust deviations; neighbours of such an episode: half of it
+    max_rounds: Annotated[int, Field(ge=1, le=20)] = 5
+    max_removed_share: Share = 0.15  # beyond it the stage stops
+    min_kept_share: Share = 0.5  # of each machine's rows
+    gate_rows: Annotated[int, Field(ge=1000)] = 100_000  # that train the gate's quick detector, and that judge it
 
 
 class OptimiserParams(Section):

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -87,10 +88,17 @@ class LogRows:
     time_us_N: IntN
     status_N: npt.NDArray[np.int8]  # LogStatus
     owner_N: npt.NDArray[np.int32]  # the failure whose horizon the row lies in; -1
-    fit_N: BoolN  # may fit, calibrate or describe a machine
+    healthy_N: BoolN  # as far as the log knows
+    trusted_N: BoolN  # the sensor is not suspect
     phase_N: npt.NDArray[np.int8]
     edges: Boundaries
     unseen_M: BoolN
+    open_N: BoolN  # in an alert that nobody has answered: neither trains nor validates
+
+    @cached_property
+    def fit_N(self) -> BoolN:
+        """What may fit, calibrate or describe a machine."""
+        return np.asarray(self.healthy_N & self.trusted_N)
 
 
 def validation_rows(
@@ -124,7 +132,7 @@ def roles_of(rows: LogRows, tunes_K: BoolN, validation_share: float) -> tuple[np
     """
     phase_N, edges = rows.phase_N, rows.edges
     unseen_N = rows.unseen_M[rows.machine_N]
-    train_N = rows.fit_N & (phase_N == TRAIN) & ~unseen_N
+    train_N = rows.fit_N & (phase_N == TRAIN) & ~unseen_N & ~rows.open_N
     span_N = (edges.train_end - edges.start)[rows.machine_N]
     validation_N, recut = validation_rows(
         rows.time_us_N, edges.start[rows.machine_N], span_N, train_N, validation_share

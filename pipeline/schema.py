@@ -207,26 +207,59 @@ FAILURE_SCHEMA = pa.schema(
     ]
 )
 
+# What people answered to alerts (feedback.parquet of a data set); one that nobody closed lasts until the newest row.
+FEEDBACK_SCHEMA = pa.schema(
+    [
+        pa.field("machine_id", pa.string(), nullable=False),
+        pa.field("opened", TIME, nullable=False),
+        pa.field("closed", TIME),
+        pa.field("state", pa.string(), nullable=False),  # open | confirmed | dismissed
+    ]
+)
+
 KEY_FIELDS = (
     pa.field("file", TEXT, nullable=False),
     pa.field("row", pa.int32(), nullable=False),
     pa.field("machine_id", MACHINE, nullable=False),
     pa.field("timestamp", TIME, nullable=False),
 )
-# data/status/validate.parquet: facts per row and `ok` or why the row is quarantined.
+# data/status/validate.parquet: facts per row, and why a row is set aside. A quarantined row is used for nothing: its
+# numbers, time or unit are wrong. A suspect row may show a failing sensor, or the failure: no model learns from it, and
+# it is scored and judged as any other.
 VALIDATE_SCHEMA = pa.schema(
     [
         *KEY_FIELDS,
         pa.field("nonfinite", pa.int32()),  # bins that are NaN or infinite
         pa.field("negative", pa.int32()),  # bins below zero
         pa.field("energy", pa.float32()),  # root of the sum of squares, in the sensor's unit
+        pa.field("peak", pa.float32()),  # largest magnitude
         pa.field("centroid", pa.float32()),  # mean bin number weighted by magnitude
         pa.field("top_share", pa.float32()),  # of the largest bin in the sum
         pa.field("relative_range", pa.float32()),  # (max - min) / max
+        pa.field("clipped", pa.int32()),  # bins that share the largest magnitude, where several do and not all
         pa.field("repeats", pa.int32()),  # spectra before this one, of the same machine, that are equal to it
         pa.field("seconds_since_previous", pa.float64()),
-        pa.field("status", TEXT, nullable=False),  # ok | quarantined
+        pa.field("status", TEXT, nullable=False),  # ok | suspect | quarantined
         pa.field("reason", TEXT, nullable=False),  # empty, or the expectations that failed, joined by "+"
+    ]
+)
+# data/validation/days.parquet: every day of every machine against the machine's other days.
+DAYS_SCHEMA = pa.schema(
+    [
+        pa.field("machine_id", MACHINE, nullable=False),
+        pa.field("day", pa.date32(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("expected_rows", pa.float64()),  # by the interval of fleet.yaml
+        pa.field("missing_share", pa.float64()),
+        pa.field("energy", pa.float64()),  # median
+        pa.field("usual_energy", pa.float64()),  # median of the machine's days
+        pa.field("usual_share", pa.float64()),  # energy over usual energy
+        pa.field("unit_factor", pa.float64()),  # 1, or 1000 or 0.001 where the day is in another unit
+        pa.field("gain_step", pa.float64()),  # factor of all bins from this day on; 1: none
+        pa.field("band_shift", pa.float64()),  # bins; 0: none
+        pa.field("band_stretch", pa.float64()),  # 1: none
+        pa.field("findings", pa.string(), nullable=False),  # rules of the suite `days` that fail, joined by "+"
+        pa.field("of_the_plant", pa.string(), nullable=False),  # those of them that most machines have on this day
     ]
 )
 # data/status/split.parquet
@@ -244,9 +277,9 @@ SPLIT_SCHEMA = pa.schema(
 CLEAN_SCHEMA = pa.schema(
     [
         *KEY_FIELDS,
-        pa.field("error", pa.float32()),  # robust deviations of the row's residual; null where not looked at
+        pa.field("evidence", pa.float32()),  # of the row's episode, robust deviations; null where nothing can be told
         pa.field("removed", pa.bool_(), nullable=False),
-        pa.field("reason", TEXT, nullable=False),
+        pa.field("reason", TEXT, nullable=False),  # empty, residual (the statistics) or correction (a person)
     ]
 )
 

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.answers import read_feedback
 from pipeline.epochs import EpochStarts, epoch_of_rows, microseconds
 from pipeline.errors import ContractError, run_reporting_errors
-from pipeline.log_status import LOG_STATUSES, IntegerN, LogStatus, Timeline, intervals_of, log_status
+from pipeline.log_status import LOG_STATUSES, IntegerN, LogStatus, Timeline, alerts_of, intervals_of, log_status
 from pipeline.params import SplitParams, load_params
 from pipeline.roles import (
     CALIBRATION,
@@ -35,6 +36,7 @@ from pipeline.roles import (
 )
 from pipeline.schema import (
     FAILURE_SCHEMA,
+    FEEDBACK_SCHEMA,
     KEY_FIELDS,
     MAINTENANCE_SCHEMA,
     MICROSECONDS_PER_HOUR,
@@ -53,6 +55,7 @@ __all__ = ["EpochStarts", "SplitResult", "epoch_of_rows", "split", "unseen_machi
 
 LABELS = tuple(str(label) for label in Label)
 LISTED = 50  # machines and failures named in the metrics
+KEPT, TRUSTED = ("ok", "suspect"), ("ok",)  # by validation: judged, and learned from
 WHERE = "data/raw and its maintenance log"
 
 
@@ -64,27 +67,35 @@ class SplitResult:
     metrics: dict[str, Any]
 
 
-def split(status: pa.Table, maintenance: pa.Table, failures: pa.Table, params: SplitParams) -> SplitResult:
+def split(
+    status: pa.Table,
+    maintenance: pa.Table,
+    failures: pa.Table,
+    params: SplitParams,
+    feedback: pa.Table | None = None,
+) -> SplitResult:
     """Log status, epoch, role and label of every row.
 
     Args:
-        status: VALIDATE_SCHEMA (the keys and `status` are read).
+        status: VALIDATE_SCHEMA (the keys and `status` are read); quarantined rows play no part, suspect ones judge.
         maintenance: MAINTENANCE_SCHEMA; entries of unknown machines are ignored and counted.
         failures: FAILURE_SCHEMA, with the role (tune or test) that each failure has for ever.
         params: split section.
+        feedback: FEEDBACK_SCHEMA; rows of confirmed alerts are not healthy, those of open ones do not train.
 
     Raises:
         ContractError: no healthy rows, or none left to train or to calibrate on.
     """
     machine_N, machines = codes_and_names(status["machine_id"])
-    rows = _rows(status, machine_N, machines, maintenance, failures, params)
+    feedback = FEEDBACK_SCHEMA.empty_table() if feedback is None else feedback
+    rows = _rows(status, machine_N, machines, maintenance, failures, feedback, params)
     # a failure of a machine that trains nothing can judge, so it does not tune
     tunes_K = np.array([role == Role.TUNE for role in failures["role"].to_pylist()], bool)
     tunes_K &= ~np.r_[rows.unseen_M, False][intervals_of(failures, "time", "end", machines).machine_K]
     role_N, recut = roles_of(rows, tunes_K, params.validation_share)
     _check_roles(rows, role_N)
     label_N = np.full(len(role_N), LABELS.index(Label.UNKNOWN), np.int8)
-    label_N[rows.fit_N] = LABELS.index(Label.HEALTHY)
+    label_N[rows.healthy_N] = LABELS.index(Label.HEALTHY)
     label_N[rows.status_N == LogStatus.HORIZON] = LABELS.index(Label.FAULTY)
     epoch_N = epoch_of_rows(machine_N, rows.time_us_N, machines, maintenance, params.changed_at)
     columns = [
@@ -96,7 +107,7 @@ def split(status: pa.Table, maintenance: pa.Table, failures: pa.Table, params: S
         dictionary_column(rows.owner_N, failures["failure_id"].to_pylist()),
     ]
     metrics = {
-        "rows": _counts(role_N, rows.status_N),
+        "rows": _counts(role_N, rows.status_N) | {"suspect_judged": _suspect_judged(rows, role_N)},
         "machines": len(machines),
         "unseen_machines": [name for name, unseen in zip(machines, rows.unseen_M, strict=True) if unseen],
         "failures": _failure_metrics(rows, role_N, tunes_K, failures, machines),
@@ -113,33 +124,40 @@ def _rows(
     machines: Sequence[str],
     maintenance: pa.Table,
     failures: pa.Table,
+    feedback: pa.Table,
     params: SplitParams,
 ) -> LogRows:
     """Log status, phase and held-out machines of the rows."""
     time_us_N = times_us(status["timestamp"])
     quality_N, names = codes_and_names(status["status"])
-    ok_N = np.isin(quality_N, [code for code, name in enumerate(names) if name == "ok"])
+    # a suspect row may be the failure itself: it is judged like any other, and no model learns from it
+    kept_N, trusted_N = (np.isin(quality_N, [names.index(n) for n in names if n in kept]) for kept in (KEPT, TRUSTED))
     change = None if params.changed_at is None else microseconds(params.changed_at)
-    usable_N = ok_N if change is None else ok_N & (time_us_N >= change)
-    _check_usable(ok_N, usable_N, params)
+    usable_N = kept_N if change is None else kept_N & (time_us_N >= change)
+    _check_usable(kept_N, usable_N, params)
     edges = boundaries_of(machine_N, time_us_N, usable_N, len(machines), params)
     timeline = Timeline(machine_N, time_us_N, len(machines))
     newest_N = edges.end[machine_N]
-    status_N, owner_N = log_status(timeline, time_us_N, ok_N, newest_N, machines, maintenance, failures, params)
+    status_N, owner_N = log_status(timeline, time_us_N, kept_N, newest_N, machines, maintenance, failures, params)
+    newest = int(time_us_N.max(initial=0))
+    confirmed, opened = (alerts_of(feedback, state, newest, machines) for state in ("confirmed", "open"))
+    status_N[timeline.covered(confirmed, closed=True) & (status_N < LogStatus.ALERT)] = LogStatus.ALERT
+    open_N = timeline.covered(opened, closed=True)
     fitting = [LogStatus.HEALTHY] if change is None else [LogStatus.HEALTHY, LogStatus.UNCONFIRMED]
-    fit_N = np.isin(status_N, fitting)
+    healthy_N = np.isin(status_N, fitting)
+    fit_N = healthy_N & trusted_N
     if not fit_N.any():
         got = f"none of {len(fit_N)} rows ({_shares(status_N)})"
         hint = "at least one; a shorter split.horizon_hours leaves more rows confirmed"
         raise ContractError.of("healthy rows", got=got, expected=hint, where=WHERE)
     unseen_M = unseen_machines(machines, params.unseen_machine_share)
     phase_N = edges.phase(machine_N, time_us_N)
-    return LogRows(machine_N, time_us_N, status_N, owner_N, fit_N, phase_N, edges, unseen_M)
+    return LogRows(machine_N, time_us_N, status_N, owner_N, healthy_N, trusted_N, phase_N, edges, unseen_M, open_N)
 
 
-def _check_usable(ok_N: BoolN, usable_N: BoolN, params: SplitParams) -> None:
-    if not ok_N.any():
-        got = f"none ({len(ok_N)} rows, all quarantined)"
+def _check_usable(kept_N: BoolN, usable_N: BoolN, params: SplitParams) -> None:
+    if not kept_N.any():
+        got = f"none ({len(kept_N)} rows, all quarantined)"
         raise ContractError.of("healthy rows", got=got, expected="at least one", where="data/status/validate.parquet")
     if not usable_N.any():
         got, expected = str(params.changed_at), "a time before the newest row"
@@ -175,6 +193,11 @@ def _counts(role_N: npt.NDArray[np.int8], status_N: npt.NDArray[np.int8]) -> dic
         "by_role": dict(zip(ROLES, roles, strict=True)),
         "by_log_status": dict(zip(LOG_STATUSES, statuses, strict=True)),
     }
+
+
+def _suspect_judged(rows: LogRows, role_N: npt.NDArray[np.int8]) -> int:
+    """Rows of a suspect sensor that tune or judge: outside a horizon they count as healthy, as the log has them."""
+    return int((np.isin(role_N, [ROLE[Role.TUNE], ROLE[Role.TEST]]) & ~rows.trusted_N).sum())
 
 
 def _pairs(machine_N: IntegerN, epoch_N: npt.NDArray[np.int32]) -> int:
@@ -271,6 +294,7 @@ def main() -> None:
         read_table(raw / "maintenance.parquet", schema=MAINTENANCE_SCHEMA),
         read_table(raw / "failures.parquet", schema=FAILURE_SCHEMA),
         load_params().split,
+        read_feedback(raw),
     )
     write_table("data/status/split.parquet", result.table)
     write_json("metrics/split.json", result.metrics)

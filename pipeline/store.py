@@ -191,6 +191,35 @@ def day_files(data_set: Path | str) -> list[Path]:
     return files
 
 
+def row_count(path: Path | str) -> int:
+    """Rows of a Parquet file, from its footer alone."""
+    return int(open_parquet(path).metadata.num_rows)
+
+
+def row_group_rows(path: Path | str) -> list[int]:
+    """Rows of each row group of a Parquet file, from its footer alone."""
+    metadata = open_parquet(path).metadata
+    return [int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
+
+
+def read_row_group(path: Path, group: int, columns: Sequence[str]) -> pa.Table:
+    """One row group of a file, decoded in the calling thread: several threads can each read another group.
+
+    Raises:
+        ContractError: no such file or column; the file is cut off or damaged.
+    """
+    file = open_parquet(path)
+    missing = [name for name in columns if name not in file.schema_arrow.names]
+    if missing:
+        expected = ", ".join(columns)
+        raise ContractError.of("columns", got=f"no column {', '.join(missing)}", expected=expected, where=path)
+    try:
+        return file.read_row_group(group, columns=list(columns), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        got = str(error).splitlines()[0]
+        raise ContractError.of("Parquet", got=got, expected="a whole Parquet file", where=path) from None
+
+
 def read_batches(path: Path, columns: Sequence[str] | None = None, rows: int = ROW_GROUP_ROWS) -> Iterator[pa.Table]:
     """One file as a stream of tables of at most `rows` rows; peak memory does not grow with the file.
 

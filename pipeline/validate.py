@@ -1,252 +1,77 @@
-"""Great Expectations on the facts of every row: which rows are quarantined, and why.
+"""Stage `validate`: Great Expectations on the facts of every row and every machine-day; which rows are set aside, why.
 
-The suite is `pipeline/expectations.json`. A rule of severity `critical` quarantines the rows that its result names, a
-rule with `meta.action` `reject` refuses the data set, any other rule warns. Adding a rule to the file is all it takes.
+Rows stream through in chunks and memory does not grow with them: spectra become facts on two threads, the suite `rows`
+checks the facts, and the status table is written as it goes. What takes the whole set (another unit on some days of a
+machine) is checked at the end by the suite `days`; only if it finds such rows is the status table written again.
 
-Shape legend: N rows, F frequency bins.
+Shape legend: N rows, E machine-days.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.errors import ContractError, HearkenError, run_reporting_errors
-from pipeline.facts import fact_tables, joined_tables, newest_of_files
+from pipeline.data_docs import write_data_docs
+from pipeline.day_checks import DayFacts, day_facts
+from pipeline.day_tally import DayTally
+from pipeline.day_verdicts import DayVerdict, days_table, plant_share, set_aside_days, verdicts_of_rows
+from pipeline.errors import run_reporting_errors
+from pipeline.expectations import BitsN, Rule, Suite, context, load_rules
+from pipeline.fact_stream import FactBatch, Names, fact_batches, joined, no_rows
+from pipeline.facts import newest_of_files
 from pipeline.params import ValidateParams, load_params
+from pipeline.quarantine import Release, read_releases, released
+from pipeline.row_counts import OK, QUARANTINED, STATUSES, SUSPECT, Counts
 from pipeline.schema import (
+    MACHINE,
     MICROSECONDS_PER_HOUR,
     VALIDATE_SCHEMA,
-    FleetSpec,
-    codes_and_names,
+    IntN,
     dictionary_column,
     load_fleet_spec,
-    times_us,
+    time_column,
 )
-from pipeline.store import day_files, read_json, write_json, write_table
+from pipeline.store import day_files, read_batches, write_json, write_table, write_tables
+from pipeline.validation_notes import day_notes, refuse_if_nothing_is_left, set_notes
 
-EXPECTATIONS = Path(__file__).with_name("expectations.json")
-ROWS_PER_VALIDATION = 2_000_000  # 0.7 GB at the peak
-LISTED_MACHINES = 10
-# plain row numbers: with values or columns a rule that fails on all rows takes ten times as long
-RESULT_FORMAT = {
-    "result_format": "COMPLETE",
-    "exclude_unexpected_values": True,
-    "return_unexpected_index_query": False,
-}
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One expectation of the suite."""
-
-    type: str
-    kwargs: Mapping[str, Any]
-    severity: str
-    reason: str
-    action: str  # quarantine | reject | warn
-    kinds: tuple[str, ...]
-
-    @classmethod
-    def of(cls, entry: Any, where: object) -> Rule:
-        """Check one entry of the file."""
-        known = {"type", "kwargs", "severity", "meta"}
-        if not isinstance(entry, dict) or not {"type", "kwargs"} <= set(entry) <= known:
-            got = sorted(entry) if isinstance(entry, dict) else entry
-            raise ContractError.of("expectation", got=got, expected="type, kwargs, severity, meta", where=where)
-        meta, severity = entry.get("meta") or {}, str(entry.get("severity", "critical"))
-        if severity not in ("critical", "warning", "info"):
-            raise ContractError.of("severity", got=severity, expected="critical, warning or info", where=where)
-        action = str(meta.get("action", "quarantine" if severity == "critical" else "warn"))
-        if action not in ("quarantine", "reject", "warn"):
-            raise ContractError.of("meta.action", got=action, expected="quarantine, reject or warn", where=where)
-        reason = str(meta.get("reason", entry["type"]))
-        kinds = tuple(meta.get("kinds", ("spectrum", "features")))
-        return cls(str(entry["type"]), dict(entry["kwargs"]), severity, reason, action, kinds)
-
-
-def load_rules(path: Path = EXPECTATIONS) -> list[Rule]:
-    """The expectations of a JSON file.
-
-    Raises:
-        ContractError: no such file, not JSON, or an entry that is no expectation.
-    """
-    entries = read_json(path)
-    if not isinstance(entries, list) or not entries:
-        raise ContractError.of("expectations", got=type(entries).__name__, expected="a list of rules", where=path)
-    return [Rule.of(entry, path) for entry in entries]
-
-
-def build_suite(rules: Sequence[Rule], fleet: FleetSpec) -> Any:
-    """The Great Expectations suite of the rules that hold for the fleet's kind of data.
-
-    Raises:
-        ContractError: Great Expectations knows no such expectation, or not these arguments.
-    """
-    import great_expectations as gx
-    from great_expectations.exceptions.exceptions import ExpectationNotFoundError
-    from great_expectations.expectations.metadata_types import FailureSeverity
-    from great_expectations.expectations.registry import get_expectation_impl
-
-    suite = gx.ExpectationSuite(name="facts")
-    for number, rule in enumerate(rules):
-        if fleet.kind not in rule.kinds:
-            continue
-        try:
-            kind = get_expectation_impl(rule.type)
-            suite.add_expectation(kind(**rule.kwargs, severity=FailureSeverity(rule.severity), meta={"rule": number}))
-        except (ExpectationNotFoundError, ValueError, TypeError) as error:  # pydantic's errors are ValueErrors
-            got, expected = f"{rule.type}: {str(error).splitlines()[0]}", "an expectation of Great Expectations"
-            raise ContractError.of("expectation", got=got, expected=expected, where=EXPECTATIONS) from None
-    return suite
-
-
-@dataclass
-class _Tally:
-    """What one rule found, over all chunks."""
-
-    success: bool = True
-    evaluated: int = 0
-    unexpected: int = 0
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-class Validator:
-    """Runs the suite on frames of facts, chunk after chunk.
-
-    Args:
-        rules: of `load_rules`.
-        fleet: kind and number of bins.
-        params: validate section; its values are the suite's parameters.
-    """
-
-    def __init__(self, rules: Sequence[Rule], fleet: FleetSpec, params: ValidateParams) -> None:
-        # before the import: Great Expectations reads it then, and would report to its makers
-        os.environ["GX_ANALYTICS_ENABLED"] = "false"
-        import great_expectations as gx
-        from great_expectations.data_context.types.base import ProgressBarsConfig
-
-        context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = ProgressBarsConfig(globally=False)
-        asset = context.data_sources.add_or_update_pandas("memory").add_dataframe_asset("facts")
-        data = asset.add_batch_definition_whole_dataframe("all")
-        suite = context.suites.add_or_update(build_suite(rules, fleet))
-        definition = gx.ValidationDefinition(name="facts", data=data, suite=suite)
-        self._definition = context.validation_definitions.add_or_update(definition)
-        self._parameters = params.model_dump()
-        self._rules = list(rules)
-        self._tallies: dict[int, _Tally] = {}
-
-    def reasons(self, facts: pd.DataFrame) -> tuple[npt.NDArray[np.int64], list[str]]:
-        """Per row a code (N,) into the list: why it is quarantined, reasons joined by "+"; code 0 is a good row.
-
-        Raises:
-            ContractError: a rule that rejects the data set failed.
-            HearkenError: a check broke: it found nothing, and did not say that all is well.
-        """
-        frame = facts.reset_index(drop=True)  # the result names rows by the frame's index
-        outcome = self._definition.run(
-            batch_parameters={"dataframe": frame},
-            expectation_parameters=self._parameters,
-            result_format=RESULT_FORMAT,
-        )
-        failing: dict[int, npt.NDArray[np.int64]] = {}
-        for result in outcome.results:
-            config: Any = result.expectation_config
-            number = int(config.meta["rule"])
-            rows = self._rows_of(number, result, len(frame))
-            if len(rows):
-                failing[number] = rows
-        return _joined_reasons(len(frame), {number: failing[number] for number in sorted(failing)}, self._rules)
-
-    def _rows_of(self, number: int, result: Any, count: int) -> npt.NDArray[np.int64]:
-        """The rows that a rule's result sends to quarantine."""
-        rule, found = self._rules[number], result.result
-        if not found:
-            raise HearkenError(f"The check {rule.type} ({rule.reason}) is broken: {_exception(result.exception_info)}")
-        tally = self._tallies.setdefault(number, _Tally())
-        tally.success &= bool(result.success)
-        tally.evaluated += int(found.get("element_count", count))
-        tally.kwargs = {k: v for k, v in result.expectation_config.kwargs.items() if k != "batch_id"}
-        indices = np.asarray(found.get("unexpected_index_list") or [], np.int64)
-        tally.unexpected += int(found.get("unexpected_count", 0 if result.success else 1))
-        if rule.action == "reject" and not result.success:
-            got = found.get("observed_value", f"{len(indices)} rows that break it")
-            expected = f"{rule.type} {tally.kwargs}"
-            raise ContractError.of(f"data set ({rule.reason})", got=got, expected=expected, where="data/raw/spectra")
-        if rule.action != "quarantine":
-            return np.empty(0, np.int64)
-        if len(indices) != int(found.get("unexpected_count", -1 if not result.success else 0)):
-            hint = "it names no rows; give it severity warning, or meta.action reject"
-            raise HearkenError(f"The check {rule.type} ({rule.reason}) cannot quarantine: {hint}.")
-        return indices
-
-    def summary(self) -> list[dict[str, Any]]:
-        """Per rule what came of it, without times or random names."""
-        return [
-            {
-                "type": self._rules[number].type,
-                "kwargs": tally.kwargs,
-                "severity": self._rules[number].severity,
-                "action": self._rules[number].action,
-                "reason": self._rules[number].reason,
-                "success": tally.success,
-                "rows": tally.evaluated,
-                "unexpected_count": tally.unexpected,
-            }
-            for number, tally in sorted(self._tallies.items())
-        ]
-
-
-def _exception(info: Mapping[str, Any]) -> str:
-    """The message inside GX's exception info, which is nested one level deeper where a metric failed."""
-    parts = info.values() if "exception_message" not in info else [info]
-    messages = [part.get("exception_message") for part in parts if isinstance(part, Mapping)]
-    return str(next((message for message in messages if message), "an empty result"))
-
-
-def _joined_reasons(
-    count: int, failing: Mapping[int, npt.NDArray[np.int64]], rules: Sequence[Rule]
-) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Code of each row, and the reasons behind the codes: few combinations occur, so only those are joined."""
-    code_N = np.zeros(count, np.int64)
-    codes: dict[tuple[str, ...], int] = {(): 0}
-    for number, rows in failing.items():
-        before, place = np.unique(code_N[rows], return_inverse=True)
-        combinations = list(codes)
-        after = [tuple(dict.fromkeys((*combinations[code], rules[number].reason))) for code in before]
-        code_N[rows] = np.array([codes.setdefault(combination, len(codes)) for combination in after])[place]
-    return code_N, ["+".join(combination) for combination in codes]
+ROWS_PER_VALIDATION = 2_000_000  # 1.7 GB at the peak; each run of the checkpoint costs 0.16 s whatever its rows
+RANK = {"quarantine": QUARANTINED, "suspect": SUSPECT}
 
 
 @dataclass(frozen=True)
 class ValidateResult:
-    """VALIDATE_SCHEMA for every row; figures; a summary of Great Expectations' result."""
+    """What validation came to, beside the status table that it has written.
 
-    table: pa.Table
+    `days` is of DAYS_SCHEMA; `metrics` and `summary` are plain JSON; `gx` and `suites` make the Data Docs.
+    """
+
     metrics: dict[str, Any]
     summary: dict[str, Any]
+    days: pa.Table
+    gx: Any
+    suites: Sequence[Suite]
 
 
 def validate(
     data_set: Path,
+    status_file: Path,
     params: ValidateParams,
     *,
-    rules: Sequence[Rule] | None = None,
+    rules: dict[str, list[Rule]] | None = None,
     rows_per_validation: int = ROWS_PER_VALIDATION,
 ) -> ValidateResult:
-    """Facts and status of every row of a snapshot; its files are streamed, and spectra never held together.
+    """Facts and status of every row of a snapshot, written to `status_file` (VALIDATE_SCHEMA) as they come.
 
     Args:
-        data_set: a snapshot (`spectra/`, `fleet.yaml`).
+        data_set: a snapshot (`spectra/`, `fleet.yaml`, a maintenance log, releases from quarantine).
+        status_file: the table to write; it stands also where the set is refused, so that people can look.
         params: validate section.
         rules: of `load_rules`; by default the committed ones.
         rows_per_validation: rows that Great Expectations sees at once.
@@ -256,57 +81,126 @@ def validate(
         HearkenError: a check is broken.
     """
     fleet = load_fleet_spec(data_set / "fleet.yaml")
-    files = day_files(data_set)
-    validator = Validator(load_rules() if rules is None else rules, fleet, params)
+    files, releases = day_files(data_set), read_releases(data_set)
+    rules = load_rules() if rules is None else rules
+    gx, limits, logs = context(), params.model_dump(), fleet.kind == "spectrum"
+    suites = [Suite(name, rules[name], fleet.kind, limits, gx) for name in ("rows", "days")]
     newest = newest_of_files(files, params.future_hours)
-    tables = []
-    for chunk in joined_tables(fact_tables(files, fleet.bins), rows_per_validation):
-        frame = chunk.drop_columns(["row"]).to_pandas()
-        frame["hours_ahead"] = (times_us(chunk["timestamp"]) - newest) / MICROSECONDS_PER_HOUR
-        code_N, reasons = validator.reasons(frame)
-        status = dictionary_column((code_N > 0).astype(np.int16), ["ok", "quarantined"])
-        chunk = chunk.append_column("status", status).append_column("reason", dictionary_column(code_N, reasons))
-        tables.append(chunk.cast(VALIDATE_SCHEMA))
-    table = pa.concat_tables(tables).unify_dictionaries()
-    metrics = {**_metrics(table), "warnings": _warnings(validator.summary())}
-    if metrics["quarantined"] > params.max_quarantined_share * metrics["rows"]:
-        by_reason = ", ".join(f"{name} {count}" for name, count in metrics["by_reason"].items())
-        got = f"{metrics['quarantined']} of {metrics['rows']} rows ({by_reason})"
-        expected = f"at most {100 * params.max_quarantined_share:g} % (validate.max_quarantined_share)"
-        raise ContractError.of("quarantined rows", got=got, expected=expected, where=data_set)
-    return ValidateResult(table, metrics, {"expectations": validator.summary(), "rows": table.num_rows})
+    names, counts = Names(), Counts.none()
+    tally = DayTally(names)
+    horizon = newest + round(params.future_hours * MICROSECONDS_PER_HOUR)
+
+    def tallied() -> Iterator[FactBatch]:
+        for batch in fact_batches(files, fleet.bins, logs=logs):
+            tally.add(batch, horizon)
+            yield batch
+
+    def checked() -> Iterator[pa.Table]:
+        for chunk in joined(tallied(), rows_per_validation):
+            table, given_back = _status_table(chunk or [no_rows(fleet.bins)], suites[0], names, newest, releases)
+            counts.given_back += given_back
+            yield counts.add(table)
+
+    write_tables(status_file, VALIDATE_SCHEMA, checked())
+    facts = day_facts(tally.finish(), fleet.interval_seconds, params)
+    broken_E = suites[1].failures(_day_frame(facts, names.names))
+    plant_E = plant_share(broken_E, facts, len(suites[1].rules), params.plant_share)
+    days = days_table(facts, names.names, broken_E, plant_E, suites[1].rules)
+    verdicts = set_aside_days(facts, names.names, broken_E & ~plant_E, suites[1].rules)
+    if verdicts:
+        given_back = counts.given_back
+        counts = _amend(status_file, verdicts, releases)
+        counts.given_back = given_back
+    reasons = {rule.reason for suite in suites for rule in suite.rules}
+    notes = [*set_notes(data_set, counts, releases, reasons, params), *day_notes(days, names.names)]
+    refuse_if_nothing_is_left(counts, params, data_set)
+    warned = {found.rule.reason: found.unexpected for found in suites[0].findings() if found.rule.action == "warn"}
+    findings = {suite.name: [found.to_json() for found in suite.findings()] for suite in suites}
+    metrics = {**counts.metrics(), "warnings": warned, "notes": notes}
+    return ValidateResult(metrics, {"expectations": findings, "rows": counts.rows}, days, gx, suites)
 
 
-def _metrics(table: pa.Table) -> dict[str, Any]:
-    """Rows, quarantined rows, and which reasons and machines they have; a row may have several reasons."""
-    reason_N, reasons = codes_and_names(table["reason"])
-    machine_N, machines = codes_and_names(table["machine_id"])
-    by_reason: dict[str, int] = {}
-    for joined, count in zip(reasons, np.bincount(reason_N, minlength=len(reasons)).tolist(), strict=True):
-        for reason in filter(None, joined.split("+")):
-            by_reason[reason] = by_reason.get(reason, 0) + count
-    bad_N = reason_N != (reasons.index("") if "" in reasons else -1)
-    by_machine = np.bincount(machine_N[bad_N], minlength=len(machines))
-    worst = sorted(range(len(machines)), key=lambda code: (-by_machine[code], machines[code]))[:LISTED_MACHINES]
-    return {
-        "rows": table.num_rows,
-        "quarantined": int(bad_N.sum()),
-        "by_reason": dict(sorted(by_reason.items())),
-        "by_machine": {machines[code]: int(by_machine[code]) for code in worst if by_machine[code]},
+def _status_table(
+    chunk: Sequence[FactBatch], suite: Suite, names: Names, newest_us: int, releases: Sequence[Release]
+) -> tuple[pa.Table, int]:
+    """VALIDATE_SCHEMA of some batches, and how many of their rows people have given back."""
+    machine_N = np.concatenate([names.codes(batch.machine_N, batch.machines) for batch in chunk])
+    time_us_N = np.concatenate([batch.time_us_N for batch in chunk])
+    facts = {name: np.concatenate([batch.facts[name] for batch in chunk]) for name in chunk[0].facts}
+    wide = {name: values.astype(np.int64 if values.dtype.kind == "i" else float) for name, values in facts.items()}
+    frame = pd.DataFrame(wide, copy=False)
+    frame["hours_ahead"] = (time_us_N - newest_us) / MICROSECONDS_PER_HOUR
+    frame["timestamp"] = time_us_N.view("datetime64[us]")
+    frame["machine_id"] = pd.Categorical.from_codes(machine_N, names.names)
+    broken_N = suite.failures(frame)
+    kept_N = broken_N.copy()
+    if releases and broken_N.any():
+        scorable_N = np.isfinite(frame["energy"].to_numpy())
+        for bit, rule in enumerate(suite.rules):
+            kept_N[scorable_N & released(releases, rule.reason, machine_N, names.names, time_us_N)] &= ~(1 << bit)
+    code_N, reasons, rank_N = joined_reasons(kept_N, suite.rules)
+    file_codes = np.repeat(np.arange(len(chunk)), [len(batch) for batch in chunk])
+    rows_N = np.concatenate([np.arange(batch.row, batch.row + len(batch), dtype=np.int32) for batch in chunk])
+    columns = {
+        "file": dictionary_column(file_codes, [batch.file for batch in chunk]),
+        "row": pa.array(rows_N),
+        "machine_id": dictionary_column(machine_N, names.names, MACHINE),
+        "timestamp": time_column(time_us_N),
+        **{name: pa.array(values, from_pandas=True) for name, values in facts.items()},
+        "status": dictionary_column(rank_N, STATUSES),
+        "reason": dictionary_column(code_N, reasons),
     }
+    table = pa.table([columns[name] for name in VALIDATE_SCHEMA.names], schema=VALIDATE_SCHEMA)
+    return table, int(((broken_N != 0) & (kept_N == 0)).sum())
 
 
-def _warnings(summary: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Rows that rules only warn about."""
-    return {str(rule["reason"]): int(rule["unexpected_count"]) for rule in summary if rule["action"] == "warn"}
+def joined_reasons(bits_N: BitsN, rules: Sequence[Rule]) -> tuple[IntN, list[str], IntN]:
+    """Per row a code (N,) into the list of reasons, joined by "+", and the row's status (N,) as code into STATUSES.
+
+    >>> rules = [Rule.of({"type": "t", "kwargs": {}, "meta": {"reason": name}}, "example") for name in "ab"]
+    >>> [values if isinstance(values, list) else values.tolist() for values in joined_reasons(np.array([0, 3]), rules)]
+    [[0, 1], ['', 'a+b'], [0, 2]]
+    """
+    combinations, code_N = np.unique(np.r_[0, bits_N], return_inverse=True)
+    reasons, ranks = [], []
+    for bits in combinations.tolist():
+        failed = [rule for bit, rule in enumerate(rules) if bits >> bit & 1]
+        reasons.append("+".join(dict.fromkeys(rule.reason for rule in failed)))
+        ranks.append(max((RANK.get(rule.action, OK) for rule in failed), default=OK))
+    # two sets of rules can have one name
+    unique = list(dict.fromkeys(reasons))
+    to_unique = np.array([unique.index(reason) for reason in reasons])
+    return to_unique[code_N[1:]], unique, np.array(ranks)[code_N[1:]]
+
+
+def _day_frame(facts: DayFacts, machines: Sequence[str]) -> pd.DataFrame:
+    """What the suite `days` looks at."""
+    values = {name: np.asarray(getattr(facts, name)) for name in DayFacts.__dataclass_fields__}
+    frame = pd.DataFrame({name: column for name, column in values.items() if name not in ("machine", "day")})
+    frame["machine_id"] = pd.Categorical.from_codes(facts.machine, list(machines))
+    return frame
+
+
+def _amend(status_file: Path, verdicts: Sequence[DayVerdict], releases: Sequence[Release]) -> Counts:
+    """Write the status table again with the rows of machine-days set aside; new counts of all rows."""
+    counts = Counts.none()
+
+    def amended() -> Iterator[pa.Table]:
+        for table in read_batches(status_file):
+            table = table.cast(VALIDATE_SCHEMA)
+            yield counts.add(verdicts_of_rows(table, verdicts, releases))
+
+    write_tables(status_file, VALIDATE_SCHEMA, amended())
+    return counts
 
 
 def main() -> None:
-    """Read data/raw; write data/status/validate.parquet, metrics/validation.json and data/validation/result.json."""
-    result = validate(Path("data/raw"), load_params().validate_)
-    write_table("data/status/validate.parquet", result.table)
+    """Read data/raw; write the status table, data/validation, metrics/validation.json and reports/data_docs."""
+    result = validate(Path("data/raw"), Path("data/status/validate.parquet"), load_params().validate_)
     write_json("metrics/validation.json", result.metrics)
     write_json("data/validation/result.json", result.summary)
+    write_table("data/validation/days.parquet", result.days)
+    write_data_docs(result.gx, result.suites, result.metrics["notes"], Path("reports/data_docs"))
 
 
 if __name__ == "__main__":

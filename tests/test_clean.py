@@ -1,130 +1,192 @@
-"""The trimmed refit finds planted episodes, keeps healthy ones, and honours its cap."""
+"""The stage finds planted faults, spares the healthy, stops at its cap, asks its gate, and lets people correct it."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
-import pyarrow as pa
 import pytest
+from cleaning_fleet import BINS, HOURS, NAMES, ROLES, Fleet
 
-from pipeline.clean import clean_metrics, clean_table, remove_contaminated
+from pipeline.clean import clean, main
+from pipeline.cleaning.figures import removed_csv
+from pipeline.errors import ContractError
 from pipeline.params import CleanParams
-from pipeline.schema import CLEAN_SCHEMA, SPLIT_SCHEMA
+from pipeline.schema import CLEAN_SCHEMA, FleetSpec, Role
+from pipeline.store import read_json, read_table, write_table, write_text
 
-HOUR = 3_600_000_000
-MACHINES, HOURS, BINS = 4, 480, 16
+SPEC = FleetSpec(bins=BINS)
+HEADER = "machine_id,start,end,action,note\n"
+
+
+def cleaned(fleet: Fleet, folder: Path, **params):
+    condition = params.pop("condition", True)
+    split = fleet.write(folder, condition=condition)
+    return clean(folder, split, SPEC, CleanParams(**params), 0)
+
+
+def removed_hours(fleet: Fleet, found) -> np.ndarray:
+    return fleet.grid(found.table["removed"]).astype(bool)
 
 
 @pytest.fixture
-def fleet() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Four machines with their own shapes and a common load, a row an hour for twenty days."""
-    rng = np.random.default_rng(3)
-    shape_MF = rng.normal(size=(MACHINES, BINS))
-    load = rng.normal(size=(MACHINES, HOURS, 1)) * rng.normal(size=BINS) * 0.5
-    spectra = np.exp(shape_MF[:, None] + load + 0.1 * rng.normal(size=(MACHINES, HOURS, BINS)))
-    machine_N = np.repeat(np.arange(MACHINES), HOURS)
-    time_N = np.tile(np.arange(HOURS) * HOUR, MACHINES)
-    return spectra.reshape(-1, BINS).astype(np.float32), machine_N, np.zeros(len(machine_N), np.int32), time_N
+def faulty() -> Fleet:
+    """A line in one band of one machine for two days, and another machine that grows quieter for two days."""
+    fleet = Fleet()
+    fleet.spectra[2, 240:288, 5] *= 2.0
+    fleet.spectra[7, 360:408] *= 0.5
+    return fleet
 
 
-def removed(fleet, params=None, seed=0):
-    return remove_contaminated(*fleet, CleanParams() if params is None else params, seed)
+@pytest.mark.parametrize("settings", [{}, {"condition": False}, {"method": "trimmed"}])
+def test_planted_faults_are_removed_and_the_healthy_stay(faulty: Fleet, tmp_path: Path, settings) -> None:
+    found = cleaned(faulty, tmp_path, **settings)
+    removed = removed_hours(faulty, found)
+    planted = np.zeros_like(removed)
+    planted[2, 240:288] = planted[7, 360:408] = True
+    assert removed[planted].mean() > 0.9
+    assert removed[~planted].mean() < 0.01
+    assert found.metrics["removed"] == removed.sum()
+    assert found.metrics["regimes"] == ("levels of the spectrum" if settings == {"condition": False} else "condition")
 
 
-def test_a_planted_fault_is_removed_as_whole_episodes(fleet):
-    fleet[0][100:130, 5:7] *= 3
-    fleet[0][HOURS + 200 : HOURS + 224] *= np.linspace(1, 3, BINS, dtype=np.float32)
-    result = removed(fleet)
-    rows = set(np.flatnonzero(result.removed_N).tolist())
-    assert set(range(102, 126)) <= rows  # the whole blocks inside the fault
-    assert set(range(HOURS + 204, HOURS + 222)) <= rows
-    assert rows <= {*range(96, 132), *range(HOURS + 198, HOURS + 228)}
-    assert not result.cap_hit
-    assert np.median(result.error_N[102:126]) > 4 > np.median(np.abs(result.error_N))
+@pytest.mark.parametrize("seed", range(3))
+def test_a_healthy_fleet_loses_next_to_nothing(tmp_path: Path, seed: int) -> None:
+    found = cleaned(Fleet(seed), tmp_path)
+    assert found.metrics["share"] <= 0.01
+    assert found.metrics["contaminated_share_estimate"] <= 0.01
 
 
-def test_a_healthy_fleet_loses_next_to_nothing(fleet):
-    assert removed(fleet).removed_N.mean() < 0.01
+def test_only_train_and_validation_rows_are_looked_at(faulty: Fleet, tmp_path: Path) -> None:
+    faulty.role_MH[2, 240:288] = ROLES.index(Role.CALIBRATION)
+    faulty.role_MH[7] = ROLES.index(Role.TEST)
+    faulty.role_MH[1, 100:200] = ROLES.index(Role.VALIDATION)
+    found = cleaned(faulty, tmp_path)
+    assert found.table.schema.equals(CLEAN_SCHEMA)
+    evidence = faulty.grid(found.table["evidence"])
+    assert all(value is None for value in [*evidence[2, 240:288], *evidence[7]])
+    assert any(value is not None for value in evidence[1, 100:200])
+    assert not removed_hours(faulty, found)[2, 240:288].any()
+    assert not removed_hours(faulty, found)[7].any()
 
 
-def test_the_cap_keeps_the_worst_removals(fleet):
-    fleet[0][96:120, 5] *= 4
-    fleet[0][192:216, 5] *= 16
-    result = removed(fleet, CleanParams(max_removed_share=0.015))
-    assert result.cap_hit
-    assert 0 < result.removed_N.sum() <= 0.015 * len(fleet[0])
-    assert set(np.flatnonzero(result.removed_N)) == set(range(192, 216))
-    nothing = removed(fleet, CleanParams(max_removed_share=0.0))
-    assert nothing.cap_hit
-    assert not nothing.removed_N.any()
+def test_method_none_removes_nothing(faulty: Fleet, tmp_path: Path) -> None:
+    found = cleaned(faulty, tmp_path, method="none")
+    assert found.metrics["removed"] == 0
+    assert found.table["evidence"].null_count == found.table.num_rows
 
 
-def test_an_epoch_has_its_own_baseline(fleet):
-    spectra, machine, epoch, _ = fleet
-    changed = (machine == 2) & (np.arange(len(machine)) % HOURS >= 420)  # the last 60 hours: a moved sensor
-    spectra[changed] *= np.linspace(5, 0.2, BINS, dtype=np.float32)
-    assert removed(fleet).removed_N[changed].mean() > 0.5
-    epoch[changed] = 1
-    assert removed(fleet).removed_N[changed].mean() < 0.2
+def test_more_contamination_than_the_cap_stops_the_stage(faulty: Fleet, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"\d\.\d% of 5,760 .*max_removed_share = 0\.5%.*clean\.method: none"):
+        cleaned(faulty, tmp_path, max_removed_share=0.005)
 
 
-def test_the_same_seed_gives_the_same_answer(fleet):
-    first, second = removed(fleet, seed=5), removed(fleet, seed=5)
-    np.testing.assert_array_equal(first.error_N, second.error_N)
+def test_no_training_rows(tmp_path: Path) -> None:
+    fleet = Fleet()
+    fleet.role_MH[:] = ROLES.index(Role.TEST)
+    with pytest.raises(ContractError, match="train rows: got none"):
+        cleaned(fleet, tmp_path)
 
 
-def test_order_of_rows_does_not_matter(fleet):
-    fleet[0][96:120, 5] *= 5
-    order = np.random.default_rng(0).permutation(len(fleet[0]))
-    shuffled = removed(tuple(part[order] for part in fleet))
-    np.testing.assert_array_equal(shuffled.removed_N, removed(fleet).removed_N[order])
+def test_a_machine_ill_from_its_first_row_to_its_last_is_named_and_kept(tmp_path: Path) -> None:
+    fleet = Fleet()
+    fleet.spectra /= np.median(fleet.spectra, axis=1, keepdims=True) / 1.0  # one make of machine
+    fleet.spectra[6, :, 3:5] *= 8.0
+    found = cleaned(fleet, tmp_path)
+    assert not removed_hours(fleet, found)[6].any()
+    assert [text.split(":")[0] for text in found.metrics["warnings"]] == ["m6"]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 10])
-def test_few_rows_are_kept(rows):
-    spectra = np.random.default_rng(0).lognormal(size=(rows, BINS)).astype(np.float32)
-    zeros = np.zeros(rows, np.int32)
-    result = remove_contaminated(spectra, zeros, zeros, np.arange(rows) * HOUR, CleanParams(), 0)
-    assert not result.removed_N.any()
-    assert np.isfinite(result.error_N).all()
+def test_corrections_come_last(faulty: Fleet, tmp_path: Path) -> None:
+    kept = "m2,1970-01-11T00:00:00Z,1970-01-12T23:00:00Z,keep,new tool\n"
+    gone = "m0,1970-01-03T00:00:00Z,1970-01-03T05:00:00+00:00,remove,\n"
+    write_text(tmp_path / "corrections.csv", HEADER + kept + gone)
+    found = cleaned(faulty, tmp_path)
+    removed, reason = removed_hours(faulty, found), faulty.grid(found.table["reason"])
+    assert not removed[2, 240:288].any()
+    assert removed[0, 48:54].all()
+    assert set(reason[0, 48:54]) == {"correction"}
+    assert set(reason[7, 366:402]) == {"residual"}
+    assert found.metrics["by_reason"]["correction"] == 6
+    lines = removed_csv(found.intervals).splitlines()
+    assert any(line.startswith("m2,") and line.endswith("residual,kept") for line in lines)
 
 
-def test_features_are_not_seen_in_log():
-    spectra = np.random.default_rng(0).normal(size=(480, 3)).astype(np.float32)
-    spectra[96:108] += 30
-    zeros = np.zeros(480, np.int32)
-    result = remove_contaminated(spectra, zeros, zeros, np.arange(480) * HOUR, CleanParams(components=1), 0, log=False)
-    assert set(np.flatnonzero(result.removed_N)) >= set(range(96, 108))
+def test_the_list_of_removed_intervals_can_be_given_back_as_corrections(faulty: Fleet, tmp_path: Path) -> None:
+    first = cleaned(faulty, tmp_path)
+    write_text(tmp_path / "corrections.csv", removed_csv(first.intervals).replace(",remove,", ",keep,"))
+    assert cleaned(faulty, tmp_path).metrics["removed"] == 0
 
 
-def test_the_table_has_all_rows_of_the_split(fleet):
-    fleet[0][96:120, 5] *= 5
-    _, machine, _, time = fleet
-    result = removed(fleet)
-    count = len(machine) + 3  # three rows at the end that nobody looks at
-    split = pa.table(
-        {
-            "file": pa.array(["day.parquet"] * count),
-            "row": pa.array(np.arange(count)),
-            "machine_id": pa.array([f"m{m}" for m in machine] + ["x"] * 3),
-            "timestamp": pa.array(np.r_[time, 0, 1, 2]),
-            "log_status": pa.array(["healthy"] * count),
-            "epoch": pa.array([0] * count),
-            "role": pa.array(["train"] * len(machine) + ["test"] * 3),
-            "label": pa.array(["healthy"] * count),
-            "failure_id": pa.nulls(count, pa.string()),
-        }
-    ).cast(SPLIT_SCHEMA)
-    looked_at = np.arange(count) < len(machine)
-    table = clean_table(split, looked_at, result)
-    assert table.schema.equals(CLEAN_SCHEMA)
-    assert table["error"].null_count == 3
-    assert table["error"][-1].as_py() is None
-    reasons = np.array(table["reason"].to_pylist())
-    np.testing.assert_array_equal(reasons == "residual", np.array(table["removed"].to_pylist()))
-    metrics = clean_metrics(result, machine, [f"m{m}" for m in range(MACHINES)], CleanParams())
-    assert metrics["removed"] == result.removed_N.sum() == (reasons == "residual").sum()
-    assert set(metrics["by_machine"]) == {"m0"}
-    worst = metrics["worst_episodes"][0]
-    assert worst["machine"] == "m0"
-    assert "1970-01-05T00:00:00+00:00" <= worst["start"] < worst["end"] <= "1970-01-06T00:00:00+00:00"
-    assert worst["removed"]
+def test_a_correction_of_an_unknown_machine_names_its_line(tmp_path: Path) -> None:
+    write_text(
+        tmp_path / "corrections.csv", HEADER + "m1,1970-01-02,1970-01-03,keep,\nm99,1970-01-02,1970-01-03,keep,\n"
+    )
+    with pytest.raises(ContractError, match=r"machine_id: got 'm99'.*corrections\.csv, line 3"):
+        cleaned(Fleet(), tmp_path)
+
+
+def test_a_whole_machine_that_a_person_removes_is_warned_of(tmp_path: Path) -> None:
+    write_text(tmp_path / "corrections.csv", HEADER + "m3,1970-01-01,1971-01-01,remove,never well\n")
+    fleet = Fleet()
+    found = cleaned(fleet, tmp_path)
+    assert removed_hours(fleet, found)[3].all()
+    assert any(text.startswith("m3: all of its") for text in found.metrics["warnings"])
+
+
+def test_the_gate_keeps_the_raw_rows_where_cleaning_does_harm(tmp_path: Path) -> None:
+    """What is rare in training is what healthy machines do later: without it they look faulty."""
+    fleet = Fleet()
+    later = slice(16 * 24, HOURS)
+    fleet.role_MH[:, later] = ROLES.index(Role.CALIBRATION)
+    fleet.role_MH[:2, later], fleet.failure_MH[0, later], fleet.failure_MH[1, later] = ROLES.index(Role.TUNE), 0, 1
+    fleet.spectra[:2, later, 2] *= 2.0
+    rare = fleet.spectra.copy()
+    rare[..., 8:] *= 3.0
+    fleet.spectra[2:, later] = rare[2:, later]
+    for machine in range(2, len(NAMES)):
+        fleet.spectra[machine, 24 * machine : 24 * machine + 24] = rare[machine, 24 * machine : 24 * machine + 24]
+    found = cleaned(fleet, tmp_path, max_removed_share=0.3)
+    gate = found.metrics["gate"]
+    assert gate["figure"] == "auroc"
+    assert gate["raw"] > gate["cleaned"]
+    assert not gate["cleaning_kept"]
+    assert found.metrics["removed"] == 0
+    assert {each.removed for each in found.intervals} == {False}
+
+
+def test_hostile_names_reach_no_path_and_no_formula(faulty: Fleet, tmp_path: Path) -> None:
+    names = [*NAMES[:2], '=cmd|"/../../x",', *NAMES[3:]]
+    split = faulty.write(tmp_path, names=names)
+    found = clean(tmp_path, split, SPEC, CleanParams(), 0)
+    text = removed_csv(found.intervals)
+    assert '"\'=cmd|""/../../x"","' in text
+    assert found.worst[0]["machine"] in names
+
+
+def test_the_same_seed_gives_the_same_answer(faulty: Fleet, tmp_path: Path) -> None:
+    first, second = (cleaned(faulty, tmp_path) for _ in range(2))
+    assert first.table.equals(second.table)
+    assert json.dumps(first.metrics) == json.dumps(second.metrics)
+
+
+def test_the_stage_writes_its_outputs(faulty: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = faulty.write(tmp_path / "data/raw")
+    write_table(tmp_path / "data/status/split.parquet", split)
+    write_text(tmp_path / "params.yaml", "seed: 1\n")
+    monkeypatch.chdir(tmp_path)
+    main()
+    assert read_table("data/status/clean.parquet", schema=CLEAN_SCHEMA).num_rows == split.num_rows
+    worst = read_json("data/cleaning/worst.json")
+    assert {part["machine"] for part in worst[:2]} == {"m2", "m7"}
+    assert (
+        len(worst[0]["bands"])
+        == BINS
+        == len(worst[0]["removed"]["spectra"][0])
+        == len(worst[0]["normal"]["spectra"][0])
+    )
+    assert (
+        Path("data/cleaning/removed.csv").read_text().count("\n")
+        == len(read_json("metrics/cleaning.json")["worst_episodes"]) + 1
+    )

@@ -284,3 +284,27 @@ def test_epochs_are_the_same_in_service():
 def test_plain_text_columns_split_too():
     result = split(status_table(machine_type=pa.string()), log(), failure_table(), SEEN)
     assert result.table.schema.equals(SPLIT_SCHEMA)
+
+
+def test_a_suspect_row_is_judged_and_teaches_nothing():
+    table = status_table()
+    moments, names = table["timestamp"].to_pylist(), table["machine_id"].to_pylist()
+    suspect = [m == "a" for m in names]  # a silent sensor, from the first row to the last
+    statuses = pa.array(["suspect" if yes else "ok" for yes in suspect]).cast(TEXT)
+    table = table.set_column(table.schema.get_field_index("status"), "status", statuses)
+    # a log that ends with a failure of each machine
+    failures = failure_table(("a", 95, 96, "test"), ("b", 95, 96, "test"))
+    result = split(table, log(), failures, SEEN)
+    plain = split(status_table(), log(), failures, SEEN)
+    rows = dict(zip(zip(names, moments, strict=True), range(len(names)), strict=True))
+    roles, labels = result.table["role"].to_pylist(), result.table["label"].to_pylist()
+    assert {roles[row] for (machine, _), row in rows.items() if machine == "a"} == {"none", "test"}
+    assert {roles[row] for (machine, _), row in rows.items() if machine == "b"} >= {"train", "calibration", "test"}
+    # the horizon, its label, its failure and every judged row are those of a set without suspects
+    for name in ("log_status", "label", "failure_id", "epoch"):
+        assert result.table[name].to_pylist() == plain.table[name].to_pylist()
+    judged = [role == "test" for role in plain.table["role"].to_pylist()]
+    assert [role == "test" for role in roles] == judged
+    assert labels[rows["a", day(94)]] == "faulty"
+    count = sum(yes and test for yes, test in zip(suspect, judged, strict=True))
+    assert result.metrics["rows"]["suspect_judged"] == count > 0

@@ -17,7 +17,7 @@ from pyarrow import fs
 from pipeline.errors import ContractError
 
 # what a data set holds beside its spectra; never a table of spectra
-NOT_SPECTRA = {"maintenance", "fleet", "truth", "failures", "feedback", "corrections"}
+NOT_SPECTRA = {"maintenance", "fleet", "truth", "failures", "feedback", "corrections", "quarantine_releases"}
 READ_AHEAD = 1 << 20
 MOST_BESIDE_BYTES = 256 << 20  # of a log that lies beside the spectra
 

@@ -1,0 +1,193 @@
+"""What cleaning tells people: removed intervals with a reason each, counts, and the worst of them beside the normal.
+
+Shape legend: N rows (those looked at), E episodes, I intervals, T spectra of a heat map, F bins.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.answers import COLUMNS, corrections_csv
+from pipeline.cleaning.episodes import Selection
+from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, FleetSpec, FloatN
+from pipeline.store import read_spectra
+
+RESIDUAL, CORRECTION = "residual", "correction"
+LISTED = 10
+WORST = 6  # intervals drawn as heat maps
+DRAWN = 48  # spectra of each
+CSV_COLUMNS = (*COLUMNS, "rows", "evidence", "reason", "state")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Rows in a row of one machine that are removed, or were meant to be."""
+
+    machine: str
+    start_us: int
+    end_us: int
+    rows: int
+    evidence: float | None  # the largest of its episodes
+    reason: str
+    removed: bool
+
+
+def intervals_of(rows: Selection, marked_N: BoolN, removed_N: BoolN, reason: str, evidence_E: FloatN) -> list[Interval]:
+    """Runs of marked rows of each machine, worst first; `removed` where most of a run's rows are gone in the end.
+
+    Args:
+        rows: looked at.
+        marked_N: rows that are removed, or that the statistics or a person meant.
+        removed_N: what is removed in the end.
+        reason: of all of them.
+        evidence_E: of the episodes.
+    """
+    order = np.lexsort((rows.time_us_N, rows.machine_N))
+    marked, machine = marked_N[order], rows.machine_N[order]
+    joined = marked[1:] & marked[:-1] & (machine[1:] == machine[:-1])
+    starts, ends = np.flatnonzero(marked & ~np.r_[False, joined]), np.flatnonzero(marked & ~np.r_[joined, False])
+    found = []
+    for start, end in zip(starts, ends, strict=True):
+        run = order[start : end + 1]
+        evidence = evidence_E[np.unique(rows.episode_N[run])]
+        known = evidence[np.isfinite(evidence)]
+        found.append(
+            Interval(
+                machine=rows.machines[machine[start]],
+                start_us=int(rows.time_us_N[run[0]]),
+                end_us=int(rows.time_us_N[run[-1]]),
+                rows=len(run),
+                evidence=round(float(known.max()), 3) if len(known) else None,
+                reason=reason,
+                removed=bool(removed_N[run].mean() > 0.5),
+            )
+        )
+    return sorted(found, key=lambda each: (-(each.evidence or 0.0), each.machine, each.start_us))
+
+
+def removed_csv(intervals: Sequence[Interval]) -> str:
+    """Every interval as a line whose first columns are those of corrections.csv, to be copied there and corrected."""
+    lines = [
+        [
+            each.machine,
+            iso(each.start_us),
+            iso(each.end_us),
+            "remove",
+            "",
+            str(each.rows),
+            "" if each.evidence is None else f"{each.evidence:g}",
+            each.reason,
+            "removed" if each.removed else "kept",
+        ]
+        for each in intervals
+    ]
+    return corrections_csv(lines, CSV_COLUMNS)
+
+
+def counts(rows: Selection, removed_N: BoolN, reason_N: npt.NDArray[np.int8], reasons: Sequence[str]) -> dict[str, Any]:
+    """Removed rows in all, by reason, by machine (the most first) and by day."""
+    by_machine = np.bincount(rows.machine_N[removed_N], minlength=len(rows.machines))
+    most = sorted(range(len(by_machine)), key=lambda code: (-by_machine[code], rows.machines[code]))[:LISTED]
+    days, of_days = np.unique(rows.time_us_N[removed_N] // MICROSECONDS_PER_DAY, return_counts=True)
+    of_reasons = np.bincount(reason_N[removed_N], minlength=len(reasons))
+    return {
+        "looked_at": len(rows),
+        "removed": int(removed_N.sum()),
+        "share": round(float(removed_N.mean()), 6),
+        "by_reason": {name: int(count) for name, count in zip(reasons, of_reasons, strict=True) if name and count},
+        "by_machine": {rows.machines[code]: int(by_machine[code]) for code in most if by_machine[code]},
+        "by_day": {iso(int(day) * MICROSECONDS_PER_DAY)[:10]: int(n) for day, n in zip(days, of_days, strict=True)},
+    }
+
+
+def listed(intervals: Sequence[Interval]) -> list[dict[str, Any]]:
+    """The worst intervals for the metrics."""
+    return [
+        {
+            "machine": each.machine,
+            "start": iso(each.start_us),
+            "end": iso(each.end_us),
+            "rows": each.rows,
+            "error": each.evidence,
+            "reason": each.reason,
+            "removed": each.removed,
+        }
+        for each in intervals[:LISTED]
+    ]
+
+
+def heat_maps(
+    data_set: Path,
+    split: pa.Table,
+    looked_at_N: BoolN,
+    rows: Selection,
+    removed_N: BoolN,
+    worst: Sequence[Interval],
+    fleet: FleetSpec,
+) -> list[dict[str, Any]]:
+    """Spectra of the worst removed intervals, and of kept rows of the same machines: what a person compares.
+
+    Returns:
+        Per interval: machine, start, end, evidence, band names, and `removed` and `normal`, each with `times` and
+        `spectra` (T lists of F numbers: log10 of the magnitude, or the features themselves).
+    """
+    chosen = [each for each in worst if each.removed][:WORST]
+    picked: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    for each in chosen:
+        mine = np.flatnonzero(rows.machine_N == rows.machines.index(each.machine))
+        inside = (rows.time_us_N[mine] >= each.start_us) & (rows.time_us_N[mine] <= each.end_us)
+        picked.append((_spread(rows, mine[inside]), _spread(rows, mine[~inside & ~removed_N[mine]])))
+    if not picked:
+        return []
+    taken = np.unique(np.concatenate([part for pair in picked for part in pair]))
+    wanted_N = np.zeros(len(looked_at_N), bool)
+    wanted_N[np.flatnonzero(looked_at_N)[taken]] = True
+    spectra_NF = read_spectra(data_set, split, wanted_N, fleet.bins)
+    shown_NF = np.log10(np.maximum(spectra_NF, 1e-12)) if fleet.kind == "spectrum" else spectra_NF
+    names = [fleet.band_name(index) for index in range(fleet.bins)]
+
+    def part(index: npt.NDArray[np.int64]) -> dict[str, Any]:
+        spectra = shown_NF[np.searchsorted(taken, index)]
+        return {
+            "times": [iso(int(time)) for time in rows.time_us_N[index]],
+            "spectra": [[round(float(value), 4) for value in spectrum] for spectrum in spectra],
+        }
+
+    return [
+        {
+            "machine": each.machine,
+            "start": iso(each.start_us),
+            "end": iso(each.end_us),
+            "rows": each.rows,
+            "evidence": each.evidence,
+            "bands": names,
+            "removed": part(inside),
+            "normal": part(outside),
+        }
+        for each, (inside, outside) in zip(chosen, picked, strict=True)
+    ]
+
+
+def _spread(rows: Selection, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """At most DRAWN of these rows, evenly spread in time."""
+    ordered = index[np.argsort(rows.time_us_N[index], kind="stable")]
+    if len(ordered) <= DRAWN:
+        return ordered
+    return ordered[np.linspace(0, len(ordered) - 1, DRAWN).round().astype(np.int64)]
+
+
+def iso(time_us: int) -> str:
+    """Microseconds since 1970 as ISO 8601 in UTC, to the microsecond where it is not a whole second.
+
+    >>> iso(0)
+    '1970-01-01T00:00:00+00:00'
+    """
+    return (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)).isoformat()
