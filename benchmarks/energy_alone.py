@@ -28,7 +28,7 @@ from pipeline.simulation.history import FleetHistory
 from pipeline.simulation.plan import plan_fleet
 from pipeline.store import day_files, read_table
 
-FIRST_SEED = 9_000  # never used in development
+FIRST_SEED = 41_000  # the constants were set on seeds 9000 to 9002
 BASELINE_DAYS = 0.3  # of the plan
 LEAST_ROWS = 30
 

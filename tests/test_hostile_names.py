@@ -124,7 +124,7 @@ def test_nothing_is_written_outside_and_no_path_holds_a_name(root: Path, work: P
         "a/b",
     ]
     assert not Path("/tmp/hearken-hostile").exists()
-    assert sorted(path.name for path in work.iterdir()) == ["data", "metrics", "params.yaml", "plant"]
+    assert sorted(path.name for path in work.iterdir()) == ["data", "metrics", "params.yaml", "plant", "reports"]
     for path in work.rglob("*"):
         assert path.name.isascii(), path
         assert not any(part in path.name for part in ("outside", "absolute", "script", "xxx", "cmd", "markup")), path
