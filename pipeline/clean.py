@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline.detectors.baseline import BaselineTable, fit_baselines, spectra_features
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.params import CleanParams, load_params
-from pipeline.rows import has_role, load_rows
+from pipeline.rows import RowKeys, has_role, load_rows
 from pipeline.schema import (
     CLEAN_SCHEMA,
     KEY_FIELDS,
@@ -138,8 +138,9 @@ class _Model:
     def fit(
         cls, spectra_NF: FloatNF, machine_N: Codes, epoch_N: Codes, names: Sequence[str], wanted: int, log: bool
     ) -> _Model:
-        baselines = fit_baselines(spectra_NF, machine_N, names, epoch_N, log=log)
-        relative_NG = _relative(spectra_NF, baselines.codes(names, machine_N, epoch_N), baselines)
+        keys = RowKeys.of(names, machine_N, epoch_N)
+        baselines = fit_baselines(spectra_NF, keys, log=log)
+        relative_NG = _relative(spectra_NF, baselines.codes(keys), baselines)
         mean_G = relative_NG.mean(axis=0, dtype=np.float64)
         centred_NG = relative_NG - mean_G.astype(np.float32)
         values_G, vectors_GG = np.linalg.eigh((centred_NG.T @ centred_NG).astype(np.float64) / len(centred_NG))
@@ -151,7 +152,7 @@ class _Model:
     def log_error(self, spectra_NF: FloatNF, machine_N: Codes, epoch_N: Codes, names: Sequence[str]) -> FloatN:
         """Log of the root mean square of the whitened row (N,); 0 is what a typical row has."""
         error_N = np.empty(len(machine_N))
-        code_N = self.baselines.codes(names, machine_N, epoch_N)
+        code_N = self.baselines.codes(RowKeys.of(names, machine_N, epoch_N))
         for begin in range(0, len(machine_N), CHUNK_ROWS):
             part = slice(begin, begin + CHUNK_ROWS)
             centred_NG = _relative(spectra_NF[part], code_N[part], self.baselines) - self.mean_G.astype(np.float32)
