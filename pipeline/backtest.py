@@ -28,7 +28,7 @@ from pipeline.landing.frame import WideFrame, load_frame
 from pipeline.layout import SourceLayout
 from pipeline.params import DETECTOR_NAMES, Params
 from pipeline.report import ReportData, render_report
-from pipeline.rows import Rows
+from pipeline.rows import Rows, conditions_of
 from pipeline.schema import TEXT, BoolN, FleetSpec, Label, Role, dictionary_column, energy_is_finite, time_column
 from pipeline.store import atomic_folder, write_json, write_text
 from pipeline.train import train_detector, use_threads
@@ -104,7 +104,7 @@ def run_backtest(request: BacktestRequest, params: Params, out: Path, say: Any =
     )
     check_output(out, request.source)
     use_threads(params.train.threads)
-    recording = read_recording(request)
+    recording = read_recording(request, params.train.baseline.conditions_from)
     if request.across_machines:
         judgement, fold = across_machines(recording, request, params, say)
     else:
@@ -136,8 +136,8 @@ def check_output(out: Path, source: Path) -> None:
         raise UserError(f"--out: got {out}, which holds the source {source}; expected another folder.")
 
 
-def read_recording(request: BacktestRequest) -> Recording:
-    """Read the source whole and sort its rows by machine and time.
+def read_recording(request: BacktestRequest, condition_column: str | None = None) -> Recording:
+    """Read the source whole and sort its rows by machine and time; where no column names conditions there is one.
 
     Raises:
         ContractError: no label column, labels other than 0, 1, -1, bins that are no finite numbers.
@@ -164,6 +164,10 @@ def read_recording(request: BacktestRequest) -> Recording:
     time_us = context["timestamp"].dt.tz_localize(None).to_numpy().astype("datetime64[us]").astype(np.int64)
     fleet = frame.fleet.model_copy(update={"time": "relative"} if request.time == "relative" else {})
     codes = codes.astype(np.int32)
+    told = [name for name in context.columns if name == condition_column]
+    condition, conditions = conditions_of(
+        pa.Table.from_pandas(context[[*told, "machine_id"]], preserve_index=False), condition_column, request.source
+    )
     status = pa.table(
         {
             "file": dictionary_column(np.zeros(len(codes), np.int16), [request.source.name]),
@@ -173,7 +177,16 @@ def read_recording(request: BacktestRequest) -> Recording:
             "epoch": pa.array(np.zeros(len(codes), np.int32)),
         }
     )
-    rows = Rows(spectra, codes, [str(name) for name in machines], np.zeros(len(codes), np.int32), time_us, status)
+    rows = Rows(
+        spectra=spectra,
+        machine=codes,
+        machines=[str(name) for name in machines],
+        epoch=np.zeros(len(codes), np.int32),
+        condition=condition,
+        conditions=conditions,
+        time_us=time_us,
+        status=status,
+    )
     return Recording(rows, context, label, fleet, tuple(warnings))
 
 
@@ -283,7 +296,15 @@ def take(recording: Recording, role_N: np.ndarray, mask_N: BoolN, failure_N: np.
     status = status.append_column("role", pa.array(role_N[index].tolist(), pa.string()).dictionary_encode().cast(TEXT))
     status = status.append_column("label", pa.array(names[recording.label[index]].tolist(), pa.string()))
     status = status.append_column("failure_id", pa.array(failure.tolist(), pa.string()))
-    return Rows(rows.spectra[index], rows.machine[index], rows.machines, rows.epoch[index], rows.time_us[index], status)
+    return replace(
+        rows,
+        spectra=rows.spectra[index],
+        machine=rows.machine[index],
+        epoch=rows.epoch[index],
+        condition=rows.condition[index],
+        time_us=rows.time_us[index],
+        status=status,
+    )
 
 
 def run_fold(recording: Recording, role_N: np.ndarray, params: Params, say: Any) -> Fold:
@@ -456,13 +477,14 @@ def _merge(folds: Sequence[Fold]) -> Fold:
 
 def _concatenate(parts: Sequence[Scored]) -> Scored:
     rows = [part.rows for part in parts]
-    joined = Rows(
-        np.concatenate([part.spectra for part in rows]),
-        np.concatenate([part.machine for part in rows]),
-        rows[0].machines,
-        np.concatenate([part.epoch for part in rows]),
-        np.concatenate([part.time_us for part in rows]),
-        pa.concat_tables([part.status for part in rows]),
+    joined = replace(
+        rows[0],
+        spectra=np.concatenate([part.spectra for part in rows]),
+        machine=np.concatenate([part.machine for part in rows]),
+        epoch=np.concatenate([part.epoch for part in rows]),
+        condition=np.concatenate([part.condition for part in rows]),
+        time_us=np.concatenate([part.time_us for part in rows]),
+        status=pa.concat_tables([part.status for part in rows]),
     )
     names = list(parts[0].raw)
     return Scored(

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from pipeline.alerts import AlertPolicy, Timeline, typical_interval_us
 from pipeline.detectors import Detector, choose_device, load_detector
-from pipeline.detectors.baseline import FLEET
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.intervals import rate_with_interval
 from pipeline.params import CalibrateParams, load_params
@@ -43,20 +42,27 @@ def load_detectors(root: Path, names: tuple[str, ...], device: str) -> dict[str,
     return {name: load_detector(root / "data/models" / name, choose_device(device)) for name in names}
 
 
-def tail_table(detector: Detector, rows: Rows, raw_N: FloatN, code_N: np.ndarray) -> TailTable:
+def condition_column(detectors: Mapping[str, Detector]) -> str | None:
+    """Where the detectors of one build take conditions from: all from the same column, or none."""
+    return next(iter(detectors.values())).condition_column
+
+
+def tail_table(detector: Detector, rows: Rows, raw_N: FloatN, own: BoolN) -> TailTable:
     """The tail table of a detector's healthy calibration scores, with the match for the fleet's baseline.
+
+    `own` says which rows were scored against a baseline of their own.
 
     Raises:
         ContractError: too few calibration rows, or scores that are all equal.
     """
-    own = code_N != FLEET
     if len(raw_N) < MIN_ROWS:
         expected = f"at least {MIN_ROWS} healthy rows"
         raise ContractError.of("calibration rows", got=len(raw_N), expected=expected, where="role calibration")
     fleet_from = fleet_to = NO_QUANTILES
     if detector.baselines.keys:
         step = max(1, len(raw_N) // FLEET_ROWS)
-        on_fleet = detector.score(rows.spectra[::step], np.zeros(len(rows.spectra[::step]), np.int32))
+        keys = rows.keys.take(slice(None, None, step))
+        on_fleet = detector.score(rows.spectra[::step], detector.baselines.fleet_codes(keys))
         fleet_from = np.asarray(np.percentile(on_fleet, MATCHED))
         fleet_to = np.asarray(np.percentile(raw_N[own] if own.any() else on_fleet, MATCHED))
     comparable = np.where(own, raw_N, match_quantiles(raw_N, fleet_from, fleet_to))
@@ -128,8 +134,8 @@ def score_rows(detectors: Mapping[str, Detector], rows: Rows, tables: Mapping[st
     """Score rows by every detector; without tables the comparable scores are left empty."""
     raw, comparable, own = {}, {}, np.ones(len(rows), bool)
     for name, detector in detectors.items():
-        code = detector.baselines.codes(rows.machines, rows.machine, rows.epoch)
-        own = code != FLEET
+        code = detector.baselines.codes(rows.keys)
+        own = detector.baselines.is_own(code)
         raw[name] = detector.score(rows.spectra, code)
         if tables is not None:
             comparable[name] = tables[name].comparable(raw[name], own)
@@ -175,10 +181,9 @@ def calibrate(
     if not len(tune):
         notes.append("There is no tune failure: tiers stand on the percentiles alone, and nothing could be tuned.")
     first = score_rows(detectors, healthy, None)
-    tables = {}
-    for name, detector in detectors.items():
-        code = detector.baselines.codes(healthy.machines, healthy.machine, healthy.epoch)
-        tables[name] = tail_table(detector, healthy, first.raw[name], code)
+    tables = {
+        name: tail_table(detector, healthy, first.raw[name], first.own_baseline) for name, detector in detectors.items()
+    }
     scored = score_rows_again(first, tables)
     tune_scored = score_rows(detectors, tune, tables)
     tune_rows = TuneRows.of(tune, policy)
@@ -225,8 +230,10 @@ def main() -> None:
     fleet = load_fleet_spec(root / "data/raw/fleet.yaml")
     split = read_table(root / "data/status/split.parquet")
     detectors = load_detectors(root, params.detectors, params.train.device)
-    healthy = load_rows(root / "data/raw", split, has_role(split, Role.CALIBRATION), fleet.bins)
-    tune = load_rows(root / "data/raw", split, has_role(split, Role.TUNE), fleet.bins)
+    healthy, tune = (
+        load_rows(root / "data/raw", split, has_role(split, role), fleet.bins, condition_column(detectors))
+        for role in (Role.CALIBRATION, Role.TUNE)
+    )
     print(f"progress calibrate: {len(healthy):,} healthy rows, {len(tune):,} rows before tune failures", flush=True)
     calibration = calibrate(detectors, healthy, tune, params.calibrate, params.seed)
     with atomic_folder(root / "data/calibration") as folder:

@@ -28,7 +28,7 @@ from pipeline.schema import (
     spectra_view,
     times_us,
 )
-from pipeline.store import atomic_file, day_files, read_table
+from pipeline.store import atomic_file, context_text, day_files, read_table, read_with_context
 
 MIN_MACHINE_ROWS = 10  # of the reference, below which a machine cannot be compared with itself
 MIN_ROWS = 50
@@ -99,7 +99,7 @@ def recent_rows(release: Release, data_set: Path, score_log: Path, params: Monit
     newest = newest_of_files(files[-NEWEST_FILES:], WRONG_CLOCK_HOURS)
     since = newest - int(params.days * MICROSECONDS_PER_DAY)
     first_day = str(np.datetime64(since, "us").astype("datetime64[D]"))
-    tables, spectra, epochs = [], [], []
+    tables, spectra = [], []
     for path in (file for file in files if file.stem >= first_day):
         log_file = score_log / path.name
         if not log_file.exists():
@@ -107,20 +107,23 @@ def recent_rows(release: Release, data_set: Path, score_log: Path, params: Monit
         log = read_table(log_file, ["row", "machine_id", "timestamp", "epoch", "own_baseline"])
         log = log.filter(pa.array(log["own_baseline"].is_valid().to_numpy() & (times_us(log["timestamp"]) > since)))
         picked = log["row"].to_numpy()
-        view = spectra_view(read_table(path, ["spectrum"])["spectrum"], int(release.manifest["bins"]), path)
-        spectra.append(view[picked])
-        epochs.append(log["epoch"].to_numpy())
-        tables.append(log)
+        day = read_with_context(path, ["spectrum"], release.condition_column)
+        spectra.append(spectra_view(day["spectrum"], int(release.manifest["bins"]), path)[picked])
+        condition = context_text(day, release.condition_column or "", path).take(pa.array(picked))
+        tables.append(log.append_column("condition", condition))
     if not tables:
         raise ContractError.of("score log", got="no scored day", expected=f"days from {first_day}", where=score_log)
     table = pa.concat_tables(tables, promote_options="permissive")
     machine, machines = codes_and_names(table["machine_id"])
+    condition, conditions = codes_and_names(table["condition"])
     picked = stratified_sample(machine, params.max_rows, seed)
     return Rows(
         np.concatenate(spectra)[picked],
         machine[picked],
         machines,
-        np.concatenate(epochs)[picked],
+        table["epoch"].to_numpy()[picked],
+        condition[picked],
+        conditions,
         times_us(table["timestamp"])[picked],
         table.take(pa.array(picked)),
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.alerts import AlertPolicy
-from pipeline.calibrate import Scored, load_calibration, load_detectors, score_rows, scores_table
+from pipeline.calibrate import Scored, condition_column, load_calibration, load_detectors, score_rows, scores_table
 from pipeline.detectors import Detector, NeuralDetector
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.evidence import error_profile, evidence_table, history_mask
@@ -47,11 +47,18 @@ def label_codes(label_N: np.ndarray) -> np.ndarray:
     return codes
 
 
-def events_of(failures: pa.Table, rows: Rows, horizon_hours: float, truth: pa.Table | None) -> list[Event]:
-    """The failures that the rows can judge: their horizon, or in a simulation what of it lies after the true onset."""
+def events_of(
+    failures: pa.Table, rows: Rows, horizon_hours: float, truth: pa.Table | None
+) -> tuple[list[Event], list[Event]]:
+    """The failures that the rows can judge: their horizon, or in a simulation what of it lies after the true onset.
+
+    Returns:
+        The failures, and apart from them those that a simulation knows never to have happened: nobody can catch them.
+    """
     judged = set(rows.column("failure_id")) - {""}
     codes = {machine: code for code, machine in enumerate(rows.machines)}
-    events = []
+    events: list[Event] = []
+    invented: list[Event] = []
     for failure, time_us in zip(failures.to_pylist(), times_us(failures["time"]), strict=True):
         if failure["failure_id"] not in judged or failure["machine_id"] not in codes:
             continue
@@ -59,8 +66,9 @@ def events_of(failures: pa.Table, rows: Rows, horizon_hours: float, truth: pa.Ta
         onset = _onset(failure["machine_id"], start, int(time_us), truth)
         start = start if onset is None else max(start, onset)
         machine, mode = codes[failure["machine_id"]], failure["failure_mode"]
-        events.append(Event(failure["failure_id"], machine, start, int(time_us), start, mode))
-    return events
+        event = Event(failure["failure_id"], machine, start, int(time_us), start, mode)
+        (invented if truth is not None and onset is None else events).append(event)
+    return events, invented
 
 
 def _onset(machine: str, start: int, end: int, truth: pa.Table | None) -> int | None:
@@ -120,7 +128,7 @@ def evaluate(
     In a simulation rows that are truly faulty without a failure in the log are set aside: they are neither.
     """
     rows = scored.rows
-    events = events_of(failures, rows, params.split.horizon_hours, truth)
+    events, invented = events_of(failures, rows, params.split.horizon_hours, truth)
     label_N = label_codes(rows.column("label"))
     keep = np.ones(len(rows), bool)
     if truth is not None:
@@ -150,6 +158,9 @@ def evaluate(
     primary, secondary = verdicts
     if primary is None:
         raise ContractError.of("test rows", got=0, expected="rows of machines that train", where="role test")
+    if invented:
+        what = "failure" if len(invented) == 1 else "failures"
+        primary.figures["notes"].append(f"{len(invented)} logged {what} never happened (simulation).")
     primary.figures["unseen_machines"] = None
     if secondary is None:
         primary.figures["null_reasons"]["unseen_machines"] = "No machine is held out (split.unseen_machine_share)."
@@ -192,7 +203,7 @@ def reconstructions(detector: Detector, scored: Scored, judgement: Judgement, fl
     if not picked:
         return []
     index = np.array([position for position, _ in picked])
-    code = detector.baselines.codes(rows.machines, rows.machine[index], rows.epoch[index])
+    code = detector.baselines.codes(rows.keys.take(index))
     if isinstance(detector, NeuralDetector):
         original, rebuilt = detector.reconstruct(rows.spectra[index], code)
     else:
@@ -235,13 +246,14 @@ def _examples(rows: Rows, values_N: FloatN, judgement: Judgement) -> list[tuple[
     return picked
 
 
-def load_history(raw: Path, split: pa.Table, judgement: Judgement, fleet: FleetSpec) -> Rows:
+def load_history(raw: Path, split: pa.Table, judgement: Judgement, fleet: FleetSpec, condition: str | None) -> Rows:
     """Healthy rows of the failed machines before their failures, in whatever role."""
     machine, machines = codes_and_names(split["machine_id"])
     labels, names = codes_and_names(split["label"])
     healthy = labels == (names.index(Label.HEALTHY) if Label.HEALTHY in names else -1)
     times, epoch = times_us(split["timestamp"]), split["epoch"].to_numpy()
-    return load_rows(raw, split, history_mask(machine, machines, epoch, times, healthy, judgement.events), fleet.bins)
+    chosen = history_mask(machine, machines, epoch, times, healthy, judgement.events)
+    return load_rows(raw, split, chosen, fleet.bins, condition)
 
 
 def write_evaluation(folder: Path, judgement: Judgement, scores: pa.Table, drawn: Pictures) -> None:
@@ -270,8 +282,9 @@ def main() -> None:
     selected = has_role(split, Role.TEST)
     if not selected.any():
         raise ContractError.of("test rows", got=0, expected="rows after calibration", where="role test")
-    rows = load_rows(raw, split, selected, fleet.bins)
     detectors = load_detectors(root, params.detectors, params.train.device)
+    column = condition_column(detectors)
+    rows = load_rows(raw, split, selected, fleet.bins, column)
     tables, calibrated = load_calibration(root / "data/calibration", params.detectors)
     print(f"progress evaluate: {len(rows):,} test rows", flush=True)
     scored = score_rows(detectors, rows, tables)
@@ -282,9 +295,8 @@ def main() -> None:
     judgement = evaluate(scored, calibration, failures, truth, policy, params, fleet, never_seen)
     judgement.figures["notes"] += calibrated["notes"]
     with atomic_folder(root / "data/evaluation") as folder:
-        drawn = pictures(
-            detectors[params.release.detector], scored, load_history(raw, split, judgement, fleet), judgement, fleet
-        )
+        history = load_history(raw, split, judgement, fleet, column)
+        drawn = pictures(detectors[params.release.detector], scored, history, judgement, fleet)
         write_evaluation(folder, judgement, scores_table(scored), drawn)
     write_json(root / "metrics/evaluation.json", judgement.figures)
 

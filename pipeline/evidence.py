@@ -189,8 +189,7 @@ def error_over_time(
 
 
 def _explained(detector: Detector, rows: Rows, index_N: IntN) -> FloatN:
-    code = detector.baselines.codes(rows.machines, rows.machine[index_N], rows.epoch[index_N])
-    return detector.explain(rows.spectra[index_N], code)
+    return detector.explain(rows.spectra[index_N], detector.baselines.codes(rows.keys.take(index_N)))
 
 
 def _alert_of(event: Mapping[str, Any], detector: str, judgement: Judgement) -> tuple[str, int | None]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.alerts import Timeline
-from pipeline.detectors.baseline import FLEET
 from pipeline.errors import ContractError
 from pipeline.evaluate import events_of, label_codes
 from pipeline.judge import FAULTY, Event, outcome_at
 from pipeline.release import Release
-from pipeline.rows import Rows, has_role, load_rows
+from pipeline.rows import Rows, has_role, load_conditions, load_rows
 from pipeline.schema import FAILURE_SCHEMA, MAINTENANCE_SCHEMA, Role
 from pipeline.store import read_table
 from pipeline.train import use_threads
@@ -52,12 +49,14 @@ def compare_releases(
     rows = load_rows(data_raw, split, selected, int(challenger.manifest["bins"]))
     failures = read_table(data_raw / "failures.parquet", schema=FAILURE_SCHEMA)
     horizon = float(challenger.manifest["params"]["split"]["horizon_hours"])
-    events = events_of(failures, rows, horizon, None)
+    events, _ = events_of(failures, rows, horizon, None)
     maintenance = read_table(data_raw / "maintenance.parquet", schema=MAINTENANCE_SCHEMA)
     sides = []
     for release in (champion, challenger):
-        epochs = release.epochs_with(maintenance).of_rows(rows.machine, rows.time_us, rows.machines)
-        sides.append(figures_of(release, rows, epochs, events))
+        epoch = release.epochs_with(maintenance).of_rows(rows.machine, rows.time_us, rows.machines)
+        condition, conditions = load_conditions(data_raw, split, selected, release.condition_column)
+        known = replace(rows, epoch=epoch, condition=condition, conditions=conditions)
+        sides.append(figures_of(release, known, events))
     old, new = sides
     reasons = []
     if new["events_caught"] < old["events_caught"]:
@@ -73,12 +72,12 @@ def compare_releases(
     return GateDecision(accepted, reason, old, new)
 
 
-def figures_of(release: Release, rows: Rows, epoch_N: np.ndarray, events: list[Event]) -> dict[str, Any]:
-    """What a release's page tier does on rows: failures caught, false pages, share of healthy rows above."""
+def figures_of(release: Release, rows: Rows, events: list[Event]) -> dict[str, Any]:
+    """What a release's page tier does on rows with the epochs that it knows: failures caught, false pages, rates."""
     use_threads(int(release.manifest["threads"]))
     detector, tail = release.detectors[release.detector], release.tails[release.detector]
-    code = detector.baselines.codes(rows.machines, rows.machine, epoch_N)
-    comparable = tail.comparable(detector.score(rows.spectra, code), code != FLEET)
+    code = detector.baselines.codes(rows.keys)
+    comparable = tail.comparable(detector.score(rows.spectra, code), detector.baselines.is_own(code))
     exceeds = comparable > release.threshold("page")
     line = Timeline.of(rows.machine, rows.time_us, release.policy)
     outcome = outcome_at(exceeds, line, events)

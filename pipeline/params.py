@@ -233,11 +233,17 @@ class DistanceParams(Section):
 
 
 class BaselineParams(Section):
-    """Location and scale of each machine and epoch, shrunk to the fleet."""
+    """Location and scale of each machine, epoch and operating condition, shrunk to the fleet."""
 
-    scope: Literal["global", "machine"] = "machine"
+    scope: Literal["global", "machine", "machine+condition"] = "machine+condition"
+    condition_column: str = "condition"  # the context column that names conditions; absent: all rows are of one
     shrink_rows: Annotated[float, Field(ge=0)] = 30.0  # as many pseudo-rows of the fleet's scale
-    min_rows: Count = 20  # below this a machine uses the fleet's baseline, marked
+    min_rows: Count = 20  # below this a machine uses the fleet's baseline of the condition, marked
+
+    @property
+    def conditions_from(self) -> str | None:
+        """The column that conditions are read from; None where the scope ignores them."""
+        return self.condition_column if self.scope == "machine+condition" else None
 
 
 class TrainParams(Section):

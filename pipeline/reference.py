@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.detectors import Detector
-from pipeline.detectors.baseline import FLEET
 from pipeline.rows import Rows
 from pipeline.schema import MACHINE, FloatNF, time_column
 from pipeline.tails import TailTable
@@ -23,15 +22,15 @@ BANDS = 8
 def reference_table(rows: Rows, detectors: Mapping[str, Detector], tails: Mapping[str, TailTable]) -> pa.Table:
     """machine_id, timestamp, own_baseline, then one float column per compared quantity.
 
-    Rows of machines that the release does not know are described by the fleet's baseline, marked.
+    Rows whose machine, epoch or condition the release does not know are described by the fleet's baseline, marked.
     """
     first = next(iter(detectors.values()))
-    code = first.baselines.codes(rows.machines, rows.machine, rows.epoch)
+    code = first.baselines.codes(rows.keys)
     relative = first.relative(rows.spectra, code).cpu().numpy()
     columns = shape_columns(relative, rows.spectra)
     for name, detector in detectors.items():
-        codes = detector.baselines.codes(rows.machines, rows.machine, rows.epoch)
-        comparable = tails[name].comparable(detector.score(rows.spectra, codes), codes != FLEET)
+        codes = detector.baselines.codes(rows.keys)
+        comparable = tails[name].comparable(detector.score(rows.spectra, codes), detector.baselines.is_own(codes))
         columns[f"log_score_{name}"] = np.log(np.maximum(comparable, 1e-12))
     table = pa.table(
         {
@@ -39,7 +38,7 @@ def reference_table(rows: Rows, detectors: Mapping[str, Detector], tails: Mappin
                 MACHINE
             ),
             "timestamp": time_column(rows.time_us),
-            "own_baseline": pa.array(code != FLEET),
+            "own_baseline": pa.array(first.baselines.is_own(code)),
         }
     )
     for name, values in columns.items():

@@ -49,6 +49,11 @@ class Release:
         return str(self.manifest["detector"])
 
     @property
+    def condition_column(self) -> str | None:
+        """The context column that names the condition of rows to score; None: conditions make no difference."""
+        return self.detectors[self.detector].condition_column
+
+    @property
     def policy(self) -> AlertPolicy:
         """The alert policy."""
         return AlertPolicy.from_json(self.calibration["policy"])
@@ -131,7 +136,7 @@ def build_release(root: Path, params: Params, folder: Path) -> None:
     picked = np.sort(rng.permutation(candidates)[: params.release.reference_rows])
     mask = np.zeros(len(selected), bool)
     mask[picked] = True
-    rows = load_rows(raw, split, mask, fleet.bins)
+    rows = load_rows(raw, split, mask, fleet.bins, detectors[params.release.detector].condition_column)
     tails = {name: TailTable.load(folder / f"tails/{name}.safetensors") for name in params.detectors}
     write_table(folder / "reference.parquet", reference_table(rows, detectors, tails))
     metrics = read_json(root / "metrics/evaluation.json")

@@ -5,31 +5,79 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.schema import BoolN, FloatNF, IntN, codes_and_names, times_us
-from pipeline.store import read_spectra
+from pipeline.store import context_text, read_context, read_spectra
+
+ONE_CONDITION = ("",)
+Codes = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class RowKeys:
+    """What decides a row's baseline: its machine, baseline epoch and operating condition.
+
+    `machine_N` holds codes into `machines`, `condition_N` codes into `conditions`. Rows whose condition nobody wrote
+    down have one, with an empty name.
+
+    >>> keys = RowKeys.of(["pump", "fan"], np.array([0, 0, 1]), np.array([0, 1, 0]))
+    >>> keys.take(np.array([2])).machine_N, keys.conditions
+    (array([1]), ('',))
+    """
+
+    machines: Sequence[str]
+    machine_N: Codes
+    epoch_N: Codes
+    conditions: Sequence[str]
+    condition_N: Codes
+
+    @classmethod
+    def of(cls, machines: Sequence[str], machine_N: Codes, epoch_N: Codes) -> RowKeys:
+        """Keys of rows that are all of one condition."""
+        return cls(machines, machine_N, epoch_N, ONE_CONDITION, np.zeros(len(machine_N), np.int32))
+
+    def __len__(self) -> int:
+        return len(self.machine_N)
+
+    def take(self, index: Codes | BoolN | slice) -> RowKeys:
+        """The keys of some rows."""
+        machine, epoch, condition = self.machine_N[index], self.epoch_N[index], self.condition_N[index]
+        return RowKeys(self.machines, machine, epoch, self.conditions, condition)
+
+    def of_one_condition(self) -> RowKeys:
+        """The same rows as if their condition were not known."""
+        return RowKeys.of(self.machines, self.machine_N, self.epoch_N)
 
 
 @dataclass(frozen=True)
 class Rows:
     """N rows: their spectra (N, F) and keys, in the order of the status table.
 
-    `machine` holds codes into `machines`; `time_us` microseconds since 1970 (UTC).
+    `machine` holds codes into `machines`, `condition` into `conditions`; `time_us` microseconds since 1970 (UTC).
     """
 
     spectra: FloatNF
     machine: np.ndarray
     machines: Sequence[str]
     epoch: np.ndarray
+    condition: np.ndarray
+    conditions: Sequence[str]
     time_us: IntN
     status: pa.Table
 
     def __len__(self) -> int:
         return len(self.spectra)
+
+    @property
+    def keys(self) -> RowKeys:
+        """What decides each row's baseline."""
+        return RowKeys(self.machines, self.machine, self.epoch, self.conditions, self.condition)
 
     def column(self, name: str) -> np.ndarray:
         """A text column of the status table as an array of str (null: empty)."""
@@ -37,18 +85,46 @@ class Rows:
         return np.array([*names, ""], dtype=object)[codes]
 
 
-def load_rows(data_set: Path, status: pa.Table, selected_N: BoolN, bins: int) -> Rows:
-    """Read the selected rows of a status table (with the columns of `split`) and their spectra."""
+def load_rows(
+    data_set: Path, status: pa.Table, selected_N: BoolN, bins: int, condition_column: str | None = None
+) -> Rows:
+    """Read the selected rows of a status table (with the columns of `split`), their spectra and conditions.
+
+    Without a `condition_column` all rows are of one condition.
+    """
     kept = status.filter(pa.array(selected_N))
     machine, machines = codes_and_names(kept["machine_id"])
+    condition, conditions = load_conditions(data_set, status, selected_N, condition_column)
     return Rows(
         spectra=read_spectra(data_set, status, selected_N, bins),
         machine=machine,
         machines=machines,
         epoch=kept["epoch"].to_numpy(),
+        condition=condition,
+        conditions=conditions,
         time_us=times_us(kept["timestamp"]),
         status=kept,
     )
+
+
+def load_conditions(
+    data_set: Path, status: pa.Table, selected_N: BoolN, column: str | None
+) -> tuple[np.ndarray, Sequence[str]]:
+    """Codes (n,) and names of the selected rows' conditions; one for all where no column tells them."""
+    if column is None:
+        return np.zeros(int(selected_N.sum()), np.int32), ONE_CONDITION
+    return codes_and_names(read_context(data_set, status, selected_N, column))
+
+
+def conditions_of(table: pa.Table, column: str | None, where: object) -> tuple[np.ndarray, Sequence[str]]:
+    """Codes (N,) and names of the conditions of a table's rows; one for all where no column tells them.
+
+    >>> conditions_of(pa.table({"mode": ["cut", "idle", "cut"]}), "mode", "")
+    (array([0, 1, 0], dtype=int32), ['cut', 'idle'])
+    """
+    if column is None:
+        return np.zeros(table.num_rows, np.int32), ONE_CONDITION
+    return codes_and_names(context_text(table, column, where))
 
 
 def has_role(split: pa.Table, *roles: str) -> BoolN:

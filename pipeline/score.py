@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from pipeline.alerts import Timeline
 from pipeline.calibrate import TIERS
-from pipeline.detectors.baseline import FLEET
 from pipeline.epochs import EpochStarts, microseconds
 from pipeline.errors import ContractError
 from pipeline.release import Release
+from pipeline.rows import RowKeys, conditions_of
 from pipeline.schema import (
     MACHINE,
     MAINTENANCE_SCHEMA,
@@ -35,7 +35,7 @@ from pipeline.schema import (
     time_column,
     times_us,
 )
-from pipeline.store import day_files, read_table, write_table
+from pipeline.store import day_files, read_table, read_with_context, write_table
 from pipeline.train import use_threads
 
 TIER_NAMES = ("none", "low", "page")
@@ -107,7 +107,7 @@ def score_day(
 ) -> DayScores | None:
     """Score the rows of one day file from `low_us` on and before `high_us`, and write its part of the score log."""
     bins = int(release.manifest["bins"])
-    table = read_table(path, ["machine_id", "timestamp", "spectrum"])
+    table = read_with_context(path, ["machine_id", "timestamp", "spectrum"], release.condition_column)
     time_us = times_us(table["timestamp"])
     chosen = np.flatnonzero((time_us >= low_us) & (time_us < high_us))
     if not len(chosen):
@@ -118,23 +118,25 @@ def score_day(
     machine, machines = codes_and_names(table["machine_id"])
     machine = machine[chosen]
     epoch = epochs.of_rows(machine, time_us, machines)
+    condition, conditions = conditions_of(table, release.condition_column, path)
+    keys = RowKeys(machines, machine, epoch, conditions, condition[chosen])
     usable = energy_is_finite(spectra)
     if release.fleet.kind == "spectrum":
         usable = np.asarray(usable & (np.nan_to_num(spectra) >= 0).all(axis=1))
-    columns, tier, top = score_columns(release, spectra, machine, machines, epoch, usable)
-    keys = {
+    scores, tier, top = score_columns(release, spectra, keys, usable)
+    columns = {
         "file": dictionary_column(np.zeros(len(chosen), np.int16), [path.name]),
         "row": pa.array(chosen.astype(np.int32)),
         "machine_id": dictionary_column(machine, machines, MACHINE),
         "timestamp": time_column(time_us),
         "epoch": pa.array(epoch),
-        **columns,
+        **scores,
         "tier": dictionary_column(tier, TIER_NAMES, TEXT),
         "top_bins": top,
         "release": dictionary_column(np.zeros(len(chosen), np.int16), [release.id]),
     }
     schema = score_log_schema(release.manifest["members"])
-    scored = pa.table([keys[name] for name in schema.names], schema=schema)
+    scored = pa.table([columns[name] for name in schema.names], schema=schema)
     write_table(output, scored if whole else with_rows_before(scored, output))
     return DayScores(machine, machines, time_us, tier, int((~usable).sum()))
 
@@ -152,22 +154,20 @@ def with_rows_before(scored: pa.Table, output: Path) -> pa.Table:
 def score_columns(
     release: Release,
     spectra_NF: FloatNF,
-    machine_N: np.ndarray,
-    machines: list[str],
-    epoch_N: np.ndarray,
+    keys: RowKeys,
     usable_N: BoolN,
 ) -> tuple[dict[str, pa.Array], np.ndarray, pa.Array]:
     """Score and tail columns per member and of the ensemble, tier codes, top bins; unusable rows get nulls."""
     rows, good = len(spectra_NF), np.flatnonzero(usable_N)
     clean = spectra_NF if len(good) == rows else spectra_NF[good]
-    machine, epoch = machine_N[good], epoch_N[good]
+    clean_keys = keys.take(good)
     columns: dict[str, pa.Array] = {}
     tails: list[FloatN] = []
     own = np.zeros(len(good), bool)
     tier = np.zeros(len(good), np.int8)
     for name, detector in release.detectors.items():
-        code = detector.baselines.codes(machines, machine, epoch)
-        own = code != FLEET
+        code = detector.baselines.codes(clean_keys)
+        own = detector.baselines.is_own(code)
         raw = detector.score(clean, code)
         comparable = release.tails[name].comparable(raw, own)
         tail = release.tails[name].probability(comparable)
@@ -182,15 +182,13 @@ def score_columns(
     columns["tail_ensemble"] = _spread(ensemble, good, rows)
     columns["own_baseline"] = pa.array(_full(own, good, rows, False), mask=~usable_N)
     full_tier = _full(tier, good, rows, 0)
-    return columns, full_tier, top_bins(release, clean, machine, machines, epoch, good, full_tier)
+    return columns, full_tier, top_bins(release, clean, clean_keys, good, full_tier)
 
 
 def top_bins(
     release: Release,
     clean_MF: FloatNF,
-    machine_M: np.ndarray,
-    machines: list[str],
-    epoch_M: np.ndarray,
+    keys: RowKeys,
     good_M: np.ndarray,
     tier_N: np.ndarray,
 ) -> pa.Array:
@@ -198,7 +196,7 @@ def top_bins(
     detector = release.detectors[release.detector]
     wanted = np.flatnonzero(tier_N[good_M] > 0)
     count = min(TOP_BINS, clean_MF.shape[1])
-    code = detector.baselines.codes(machines, machine_M[wanted], epoch_M[wanted])
+    code = detector.baselines.codes(keys.take(wanted))
     shares = detector.explain(clean_MF[wanted], code)
     best = np.argsort(-shares, axis=1, kind="stable")[:, :count].astype(np.int32)
     has = np.zeros(len(tier_N), bool)

@@ -244,27 +244,85 @@ def read_spectra(data_set: Path | str, status: pa.Table, selected_N: BoolN, bins
     Raises:
         ContractError: a day file is missing, damaged, or has another number of bins.
     """
-    file_codes, files = codes_and_names(status["file"])
-    rows = status["row"].to_numpy()
     spectra_NF = np.empty((int(selected_N.sum()), bins), np.float32)
     filled = 0
+    for path, table, index in _selected_batches(data_set, status, selected_N, "spectrum"):
+        view = spectra_view(table["spectrum"], bins, path)
+        target = spectra_NF[filled : filled + len(index)]
+        if len(index) == table.num_rows:
+            target[:] = view
+        else:
+            np.take(view, index, axis=0, out=target)
+        filled += len(index)
+    return spectra_NF
+
+
+def read_with_context(path: Path | str, columns: Sequence[str], context: str | None) -> pa.Table:
+    """Some columns of a Parquet file, and a context column where the file has it.
+
+    Raises:
+        ContractError: see read_table.
+    """
+    wanted = [*columns, context] if context in column_names(path) and context not in columns else list(columns)
+    return read_table(path, [str(name) for name in wanted])
+
+
+def read_context(data_set: Path | str, status: pa.Table, selected_N: BoolN, column: str) -> pa.ChunkedArray:
+    """A context column of the selected rows of a status table, in its order, as text; see `context_text`.
+
+    Raises:
+        ContractError: a day file is missing or damaged, or the column is no plain value.
+    """
+    chunks = []
+    for path, table, index in _selected_batches(data_set, status, selected_N, column):
+        chunks.append(context_text(table, column, path).take(pa.array(index)).dictionary_encode().combine_chunks())
+    return pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
+
+
+def context_text(table: pa.Table, column: str, where: object) -> pa.ChunkedArray:
+    """A context column as text: empty where a row has none, or the table no such column.
+
+    Raises:
+        ContractError: the column is no plain value.
+
+    >>> context_text(pa.table({"mode": ["cut", None]}), "mode", "").to_pylist()
+    ['cut', '']
+    >>> context_text(pa.table({"mode": ["cut", None]}), "speed", "").to_pylist()
+    ['', '']
+    """
+    if column not in table.column_names:
+        return pa.chunked_array([pa.repeat(pa.scalar(""), table.num_rows)])
+    try:
+        return table[column].cast(pa.string()).fill_null("")
+    except pa.ArrowException:
+        got = str(table[column].type)
+        raise ContractError.of(f"type of {column}", got=got, expected="a plain value", where=where) from None
+
+
+def column_names(path: Path | str) -> list[str]:
+    """Names of the columns of a Parquet file."""
+    return list(open_parquet(path).schema_arrow.names)
+
+
+def _selected_batches(
+    data_set: Path | str, status: pa.Table, selected_N: BoolN, column: str
+) -> Iterator[tuple[Path, pa.Table, np.ndarray]]:
+    """One column of the day files as (file, batch, numbers of the selected rows in it); batches without any left out.
+
+    A file without the column gives batches of its keys.
+    """
+    file_codes, files = codes_and_names(status["file"])
+    rows = status["row"].to_numpy()
     for path, indices in _runs_of_files(file_codes, files, rows, selected_N, Path(data_set) / "spectra"):
         begin = 0
-        for table in read_batches(path, ["spectrum"]):
+        for table in read_batches(path, [column if column in column_names(path) else "machine_id"]):
             end = begin + table.num_rows
             first, last = np.searchsorted(indices, [begin, end])
             if first < last:
-                view = spectra_view(table["spectrum"], bins, path)
-                target = spectra_NF[filled : filled + last - first]
-                if last - first == table.num_rows:
-                    target[:] = view
-                else:
-                    np.take(view, indices[first:last] - begin, axis=0, out=target)
-                filled += last - first
+                yield path, table, indices[first:last] - begin
             begin = end
         if len(indices) and indices[-1] >= begin:
             raise ContractError.of("rows", got=begin, expected=f"more than {indices[-1]}", where=path)
-    return spectra_NF
 
 
 def _runs_of_files(

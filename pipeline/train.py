@@ -23,6 +23,7 @@ from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FleetSpec, Role, load_
 from pipeline.store import atomic_folder, read_table
 
 MIN_TRAINING_ROWS = 10
+FEW_OWN = 0.5  # of the training rows: below it baselines describe little, and somebody should know
 
 
 def use_threads(threads: int) -> None:
@@ -82,15 +83,20 @@ def train_detector(
     settings = params.baseline
     baselines = fit_baselines(
         rows.spectra[describes],
-        rows.machine[describes],
-        rows.machines,
-        rows.epoch[describes],
+        rows.keys.take(describes),
         scope=settings.scope,
+        condition_column=settings.condition_column,
         shrink_rows=settings.shrink_rows,
         min_rows=settings.min_rows,
         log=fleet.kind == "spectrum",
     )
-    code_N = baselines.codes(rows.machines, rows.machine, rows.epoch)
+    code_N = baselines.codes(rows.keys)
+    own_share = float(baselines.is_own(code_N[is_train]).mean())
+    if settings.scope != "global" and own_share < FEW_OWN:
+        say(
+            f"only {own_share:.0%} of the training rows have a baseline of their own: each machine, epoch and "
+            f"{settings.condition_column} needs {settings.min_rows} rows (train.baseline)"
+        )
     kept = is_train.copy()
     kept[is_train] = sample_hours(rows.machine[is_train], rows.time_us[is_train], params.max_rows, seed)
     if not is_validation.any():  # too short to set days apart: the last tenth of the training rows, in time
@@ -113,7 +119,13 @@ def train_detector(
         f"fitted on {kept.sum():,} rows in {seconds:.1f} s, {epochs * int(kept.sum()) / max(seconds, 1e-9):,.0f} rows/s"
     )
     history |= {"rows": int(kept.sum()), "validation_rows": int(is_validation.sum()), "device": device.type}
-    history["baselines"] = {"machines": len(baselines.keys), "scope": settings.scope}
+    history["baselines"] = {
+        "scope": settings.scope,
+        "machines": len({machine for machine, _, _ in baselines.keys}),
+        "keys": len(baselines.keys),
+        "fleet_conditions": len(baselines.conditions),
+        "own_share": round(own_share, 4),  # of the training rows
+    }
     return detector, history
 
 
@@ -134,7 +146,7 @@ def run(name: str, params: Params, root: Path) -> None:
     raw, fleet = root / "data/raw", load_fleet_spec(root / "data/raw/fleet.yaml")
     split, kept = training_table(root / "data/status")
     selected = has_role(split, Role.TRAIN, Role.VALIDATION, Role.BASELINE) & kept
-    rows = load_rows(raw, split, selected, fleet.bins)
+    rows = load_rows(raw, split, selected, fleet.bins, params.train.baseline.conditions_from)
 
     def say(line: str) -> None:
         print(f"progress train@{name}: {line}", flush=True)

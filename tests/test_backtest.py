@@ -258,3 +258,39 @@ def test_judged_rows_before_the_training_rows_are_told(tmp_path: Path) -> None:
     request = BacktestRequest(recording(tmp_path / "r.parquet"), train_query="life >= 0.2 and life < 0.5")
     figures = run_backtest(request, QUICK, tmp_path / "out", lambda _l: None)
     assert any("earlier than the last calibration row" in note for note in figures["notes"])
+
+
+def with_conditions(path: Path) -> Path:
+    """A recording whose machines idle and cut in turn: cutting is louder than any fault; at the end they also drill."""
+    frame = pd.read_parquet(recording(path))
+    place = np.arange(len(frame)) % 400
+    frame["condition"] = np.select([place >= 395, place // 10 % 2 == 1], ["drill", "cut"], "idle")
+    bins = [name for name in frame.columns if name.startswith("bin_")]
+    frame.loc[frame["condition"] != "idle", bins] *= np.float32(np.exp(4))
+    frame.to_parquet(path)
+    return path
+
+
+def test_a_baseline_of_each_condition_sees_what_one_of_all_does_not(tmp_path: Path) -> None:
+    source = with_conditions(tmp_path / "r.parquet")
+    found = {}
+    for scope in ("machine", "machine+condition"):
+        baseline = QUICK.train.baseline.model_copy(update={"scope": scope})
+        params = QUICK.model_copy(update={"train": QUICK.train.model_copy(update={"baseline": baseline})})
+        request = BacktestRequest(source, train_query="life < 0.5", detectors=("squared_distance", "energy_zscore"))
+        found[scope] = run_backtest(request, params, tmp_path / scope, lambda _l: None)["detectors"]
+    for name in ("squared_distance", "energy_zscore"):
+        assert found["machine+condition"][name]["auroc"] > 0.9
+        assert found["machine"][name]["auroc"] < 0.8
+    history = json.loads((tmp_path / "machine+condition/models/energy_zscore/history.json").read_text())
+    assert history["baselines"] | {"machines": 3, "keys": 6, "fleet_conditions": 2} == history["baselines"]
+
+
+def test_a_column_with_too_many_conditions_is_told(tmp_path: Path) -> None:
+    frame = pd.read_parquet(recording(tmp_path / "r.parquet"))
+    frame["condition"] = np.arange(len(frame)) % 97 / 7  # a speed, say
+    frame.to_parquet(tmp_path / "r.parquet")
+    said: list[str] = []
+    request = BacktestRequest(tmp_path / "r.parquet", train_query="life < 0.5", detectors=("squared_distance",))
+    run_backtest(request, QUICK, tmp_path / "out", said.append)
+    assert any("only 0% of the training rows have a baseline of their own" in line for line in said)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from pipeline.detectors.baseline import BaselineTable
 from pipeline.detectors.linear import PcaDetector
 from pipeline.errors import ContractError, ReleaseError, UserError
 from pipeline.params import TrainParams
+from pipeline.rows import RowKeys
 
 BINS = 16
 NAMES = ["a", "b"]
@@ -32,11 +34,18 @@ def healthy(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray
     return np.exp(logs).astype(np.float32), machine
 
 
+def keys_of(machine_N: np.ndarray, condition_N: np.ndarray | None = None) -> RowKeys:
+    """Keys of rows of epoch 0, of the conditions `idle` and `cut` or of one."""
+    keys = RowKeys.of(NAMES, machine_N, np.zeros(len(machine_N), int))
+    return keys if condition_N is None else replace(keys, conditions=["idle", "cut"], condition_N=condition_N)
+
+
 @pytest.fixture
 def rows(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, BaselineTable]:
     spectra, machine = healthy(rng, 1500)
-    table = fit_baselines(spectra, machine, NAMES, np.zeros(1500, int))
-    return spectra, table.codes(NAMES, machine, np.zeros(1500, int)), table
+    keys = keys_of(machine)
+    table = fit_baselines(spectra, keys)
+    return spectra, table.codes(keys), table
 
 
 def fitted(name: str, rows: tuple[np.ndarray, np.ndarray, BaselineTable], seed: int = 3) -> Detector:
@@ -126,8 +135,8 @@ def test_pca_spans_the_hidden_loads(rows) -> None:
 
 def test_baselines_make_machines_alike_and_unknown_ones_get_the_fleets(rng) -> None:
     spectra, machine = healthy(rng, 2000)
-    table = fit_baselines(spectra, machine, NAMES, np.zeros(2000, int))
-    code = table.codes([*NAMES, "new"], np.array([0, 1, 2, 0]), np.array([0, 0, 0, 3]))
+    table = fit_baselines(spectra, keys_of(machine))
+    code = table.codes(RowKeys.of([*NAMES, "new"], np.array([0, 1, 2, 0]), np.array([0, 0, 0, 3])))
     assert code.tolist() == [1, 2, 0, 0]
     relative = table.relative(
         torch.from_numpy(spectra), torch.from_numpy(machine + 1), table.tables(torch.device("cpu"))
@@ -143,16 +152,16 @@ def test_short_history_leans_on_the_fleet(rng) -> None:
     spectra, machine = healthy(rng, 1030)
     machine[:] = 0
     machine[1000:] = 1
-    few = fit_baselines(spectra, machine, NAMES, np.zeros(1030, int), shrink_rows=1000, min_rows=20)
-    alone = fit_baselines(spectra, machine, NAMES, np.zeros(1030, int), shrink_rows=0, min_rows=20)
+    few = fit_baselines(spectra, keys_of(machine), shrink_rows=1000, min_rows=20)
+    alone = fit_baselines(spectra, keys_of(machine), shrink_rows=0, min_rows=20)
     assert np.abs(np.log(few.scale[2] / few.scale[1])).mean() < np.abs(np.log(alone.scale[2] / alone.scale[1])).mean()
-    assert fit_baselines(spectra, machine, NAMES, np.zeros(1030, int), min_rows=40).keys == (("a", 0),)
+    assert fit_baselines(spectra, keys_of(machine), min_rows=40).keys == (("a", 0, ""),)
 
 
 def test_zero_magnitudes_and_constant_bins_stay_finite() -> None:
     spectra = np.ones((100, BINS), np.float32)
     spectra[:, 3] = 0
-    table = fit_baselines(spectra, np.zeros(100, int), ["a"], np.zeros(100, int))
+    table = fit_baselines(spectra, keys_of(np.zeros(100, int)))
     detector = make_detector("squared_distance", table, QUICK, torch.device("cpu"))
     assert np.isfinite(detector.score(np.zeros((5, BINS), np.float32), np.ones(5, np.int32))).all()
 

@@ -19,7 +19,7 @@ from pipeline.score import score_data_set
 from pipeline.simulate import simulate
 from pipeline.store import day_files, read_table, write_table
 
-PARAMS = MonitorParams(days=3, max_rows=600)
+PARAMS = MonitorParams(days=6, max_rows=2000)  # the reference's days: 60 rows a machine would be chance
 
 
 def decide(built: Path, data: Path, folder: Path, params: MonitorParams = PARAMS) -> DriftDecision:

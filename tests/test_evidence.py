@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -35,14 +37,13 @@ def rows_of(hours: int, machine: int, bins: int, seed: int, loud_from: int | Non
         spectra[loud_from:, LOUD] *= 30
     codes = np.full(hours, machine, np.int32)
     time_us = START_US + np.arange(hours) * MICROSECONDS_PER_HOUR
-    return Rows(spectra, codes, list(MACHINES), np.zeros(hours, np.int32), time_us, pa.table({}))
+    zeros = np.zeros(hours, np.int32)
+    return Rows(spectra, codes, list(MACHINES), zeros, zeros, [""], time_us, pa.table({}))
 
 
 def joined(*parts: Rows) -> Rows:
-    spectra, machine, epoch, time_us = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("spectra", "machine", "epoch", "time_us")
-    )
-    return Rows(spectra, machine, list(MACHINES), epoch, time_us, pa.table({}))
+    names = ("spectra", "machine", "epoch", "condition", "time_us")
+    return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def judged(caught: bool = True) -> Judgement:
@@ -56,8 +57,8 @@ def judged(caught: bool = True) -> Judgement:
 
 def distance(bins: int) -> Detector:
     rows = joined(rows_of(HOURS, 0, bins, 1), rows_of(HOURS, 1, bins, 2))
-    baselines = fit_baselines(rows.spectra, rows.machine, list(MACHINES), rows.epoch)
-    code = baselines.codes(rows.machines, rows.machine, rows.epoch)
+    baselines = fit_baselines(rows.spectra, rows.keys)
+    code = baselines.codes(rows.keys)
     params = TrainParams.model_validate({"score_batch_rows": 64})
     detector = make_detector("squared_distance", baselines, params, torch.device("cpu"))
     detector.fit(TrainingRows(rows.spectra, code, rows.spectra[:8], code[:8]), Fitting(0, torch.device("cpu")))
@@ -101,7 +102,7 @@ def test_the_spectrum_at_the_alert_is_compared_with_the_healthy_one(row: dict) -
 
 def test_without_an_alert_the_last_rows_stand_for_it() -> None:
     test = rows_of(HOURS, 0, 16, 3, loud_from=HOURS - 30)
-    nothing = Rows(test.spectra[:0], test.machine[:0], [], test.epoch[:0], test.time_us[:0], pa.table({}))
+    nothing = replace(rows_of(0, 0, 16, 3), machines=[])
     (only,) = evidence_table(distance(16), test, nothing, judged(caught=False), fleet_of(16)).to_pylist()
     assert only["shown"] == "last"
     assert only["healthy_rows"] == 0

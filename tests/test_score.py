@@ -114,6 +114,29 @@ def test_a_machine_that_the_release_never_saw_gets_the_fleets_baseline(
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("data", "out")] == []
 
 
+@pytest.mark.parametrize("lost", ["no column", "other names"])
+def test_rows_whose_condition_is_not_known_get_the_fleets_baseline(
+    built: Path, release: Release, tmp_path: Path, lost: str
+) -> None:
+    """A gateway stops telling the regime, or tells it in another language."""
+    data = tmp_path / "data"
+    (data / "spectra").mkdir(parents=True)
+    shutil.copy(built / "data/raw/fleet.yaml", data)
+    day = day_files(built / "data/raw")[10]
+    table = read_table(day)
+    index = table.column_names.index("condition")
+    assert len(set(table["condition"].to_pylist())) > 1
+    without = table.remove_column(index)
+    told = without if lost == "no column" else without.append_column("condition", pa.array(["Leerlauf"] * len(table)))
+    write_table(data / "spectra" / day.name, told)
+    score_data_set(release, data, tmp_path / "out")
+    found = read_table(tmp_path / "out" / day.name)
+    assert not any(found["own_baseline"].to_pylist())
+    write_table(data / "spectra" / day.name, table)
+    score_data_set(release, data, tmp_path / "known")
+    assert any(read_table(tmp_path / "known" / day.name)["own_baseline"].to_pylist())
+
+
 @pytest.mark.parametrize("victim", ["detectors/pca/weights.safetensors", "calibration.json", "tails/vae.safetensors"])
 def test_a_release_that_was_touched_is_refused(built: Path, tmp_path: Path, victim: str) -> None:
     copy = tmp_path / "release"

@@ -22,6 +22,7 @@ from pipeline.schema import (
     MACHINE,
     TEXT,
     FleetSpec,
+    codes_and_names,
     dictionary_column,
     load_fleet_spec,
     spectra_column,
@@ -229,6 +230,22 @@ def test_selected_spectra_come_in_the_order_of_the_status_table(
     assert spectra_NF.dtype == np.float32
     assert spectra_NF.tolist() == [[float(n)] * BINS for n in np.flatnonzero(chosen)]
     assert store.read_spectra(tmp_path, keys, np.zeros(100, bool), BINS).shape == (0, BINS)
+
+
+def test_context_comes_as_text_in_the_order_of_the_status_table(tmp_path: Path) -> None:
+    (tmp_path / "spectra").mkdir()
+    contexts = {"d1": pa.array(["cut", None, "idle"]).dictionary_encode(), "d2": None, "d3": pa.array([7, 8, 7])}
+    for name, values in contexts.items():
+        table = day(0, 3) if values is None else day(0, 3).append_column("mode", values)
+        pq.write_table(table, tmp_path / f"spectra/{name}")
+    wanted = status([("d1", [0, 1, 2]), ("d2", [0, 1]), ("d3", [1, 2])])
+    selected = np.array([True, True, False, False, True, True, True])
+    found = store.read_context(tmp_path, wanted, selected, "mode")
+    assert codes_and_names(found)[1] == ["cut", "", "8", "7"]
+    assert found.to_pylist() == ["cut", "", "", "8", "7"]
+    assert store.read_context(tmp_path, wanted, selected & False, "mode").to_pylist() == []
+    with pytest.raises(ContractError, match="type of spectrum: got fixed_size_list"):
+        store.read_context(tmp_path, wanted, selected, "spectrum")
 
 
 def test_files_without_a_selected_row_are_not_opened(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from pipeline.cleaning.episodes import CONDITION
 from pipeline.detectors import Fitting, TrainingRows, fit_baselines
 from pipeline.detectors.linear import PcaDetector
 from pipeline.params import BaselineParams
@@ -81,7 +82,7 @@ def judge_cleaning(
     wanted_N = np.zeros(len(train_N), bool)
     for part_N in (train_N, *((positive_N, negative_N) if enough else (other_N,))):
         wanted_N |= _sampled(split, part_N, max_rows, seed)
-    rows = load_rows(data_set, split, wanted_N, fleet.bins)
+    rows = load_rows(data_set, split, wanted_N, fleet.bins, CONDITION)
     role_N, removed = rows.column("role"), removed_N[wanted_N]
     log = fleet.kind == "spectrum"
     if enough:
@@ -164,8 +165,9 @@ def _first_half(rows: Rows, among_N: BoolN) -> BoolN:
 
 
 def has_baseline(rows: Rows, fits_N: BoolN) -> BoolN:
-    """Rows whose machine and epoch have a baseline of their own: after a repair the fleet's would say nothing."""
+    """Rows whose machine, epoch and condition have a baseline of their own: the fleet's would say less."""
     key_N = rows.machine.astype(np.int64) * (int(rows.epoch.max(initial=0)) + 1) + rows.epoch
+    key_N = key_N * len(rows.conditions) + rows.condition
     keys, count_K = np.unique(key_N[fits_N], return_counts=True)
     return np.isin(key_N, keys[count_K >= BaselineParams().min_rows])
 
@@ -180,10 +182,11 @@ def quick_scores(rows: Rows, fits_N: BoolN, describes_N: BoolN, judged_N: BoolN,
         judged_N: scored.
         log: magnitudes are seen in log.
     """
+    describing = rows.keys.take(np.flatnonzero(describes_N))
     baselines = fit_baselines(
-        rows.spectra[describes_N], rows.machine[describes_N], rows.machines, rows.epoch[describes_N], log=log
+        rows.spectra[describes_N], describing, scope="machine+condition", condition_column=CONDITION, log=log
     )
-    code_N = baselines.codes(rows.machines, rows.machine, rows.epoch)
+    code_N = baselines.codes(rows.keys)
     index = np.flatnonzero(fits_N)
     reference, train = index[::REFERENCE_EVERY], np.delete(index, np.s_[::REFERENCE_EVERY])
     detector = PcaDetector(baselines)

@@ -134,9 +134,8 @@ def fit_model(name: ModelName, z_VG: Float32, components: int, seed: int) -> Res
         kept = min(components, len(values) - 1, max(1, len(held_VG) // 4))
         return Components(vectors[:, ::-1][:, :kept].astype(np.float32))
     features = held_VG.shape[1]
-    plain = BaselineTable(
-        (), np.zeros((1, features + 1), np.float32), np.ones((1, features + 1), np.float32), (), 1e-30, log=False
-    )
+    location, scale = np.zeros((1, features + 1), np.float32), np.ones((1, features + 1), np.float32)
+    plain = BaselineTable((), (), None, location, scale, (), 1e-30, log=False)
     settings = AutoencoderParams(latent=components, optimiser=OptimiserParams(max_epochs=EPOCHS, batch_rows=BATCH))
     detector = AutoencoderDetector(plain, device=torch.device("cpu"), params=settings)
     last = max(1, len(held_VG) // 5)

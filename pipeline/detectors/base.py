@@ -94,6 +94,11 @@ class Detector(ABC):
         """What is fitted but no array."""
         return {}
 
+    @property
+    def condition_column(self) -> str | None:
+        """The context column that rows to score must tell their condition by; None: conditions make no difference."""
+        return self.baselines.condition_column
+
     def score(self, spectra_NF: FloatNF, code_N: npt.NDArray[np.int32]) -> FloatN:
         """Score rows: float64 (N,), higher is more anomalous.
 
