@@ -16,6 +16,8 @@ from pipeline.schema import FAILURE_SCHEMA, MAINTENANCE_SCHEMA, Role
 from pipeline.store import read_table
 from pipeline.train import use_threads
 
+SHOUTS = 10.0  # times the rate that the page tier was calibrated for
+
 
 @dataclass(frozen=True)
 class GateDecision:
@@ -37,7 +39,9 @@ def compare_releases(
     """Judge both on the challenger's test rows: later than its calibration, seen by neither.
 
     The challenger is accepted when it catches no failure less and its share of healthy rows above the page threshold
-    and its false page episodes are at most `max_rate_ratio` times the champion's.
+    and its false page episodes are at most `max_rate_ratio` times the champion's. A champion with more than SHOUTS
+    times the healthy rows above its page threshold that it was calibrated for (the fleet has changed) catches failures
+    by shouting, and they are not held against the challenger.
 
     Raises:
         ContractError: there is no test row.
@@ -59,7 +63,8 @@ def compare_releases(
         sides.append(figures_of(release, known, events))
     old, new = sides
     reasons = []
-    if new["events_caught"] < old["events_caught"]:
+    shouts = old["false_positive_rate"] > SHOUTS * champion.page_rate
+    if new["events_caught"] < old["events_caught"] and not shouts:
         reasons.append(f"it catches {new['events_caught']} failures, the champion {old['events_caught']}")
     for key, what in (
         ("false_positive_rate", "share of healthy rows above its page threshold"),

@@ -62,6 +62,11 @@ class Release:
         """Threshold of a tier (comparable score) of the release's own detector."""
         return float(self.calibration["detectors"][self.detector][tier]["threshold"])
 
+    @property
+    def page_rate(self) -> float:
+        """Share of healthy rows that the page tier was calibrated to let through."""
+        return 1 - float(self.calibration["detectors"][self.detector]["page"]["percentile"]) / 100
+
     def epochs_with(self, maintenance: pa.Table | None) -> EpochStarts:
         """Epochs as the release knows them, and those that a later log adds."""
         if maintenance is None:

@@ -41,6 +41,7 @@ SMALL = {
     "train.autoencoder.optimiser.max_epochs": 12,
     "train.autoencoder.optimiser.batch_rows": 64,
     "train.vae.optimiser.max_epochs": 2,
+    "train.baseline.min_rows": 8,  # three days after the change hold few rows of each condition
     "train.threads": 1,
     "calibrate.low_percentile": 95,
     "calibrate.page_percentile": 99,
