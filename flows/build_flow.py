@@ -19,7 +19,7 @@ from flows.plan import RELEASE, Plan, make_plan
 from flows.repository import commit_build, delete_branch, next_release_number, tag_release
 from flows.runs import failed, settings_of_run, value_of
 from flows.stages import Outcome, StageResult, run_stage
-from flows.summary import REPORT, BuildResult, evaluation_rows, shown, stage_rows
+from flows.summary import DATA_DOCS, REPORT, BuildResult, evaluation_rows, shown, stage_rows
 from flows.train_on_gpu import RETRIES, move_data, train_elsewhere, workers_online
 from flows.workspace import Workspace, open_workspace
 from pipeline.errors import HearkenError, WorkspaceError
@@ -185,13 +185,14 @@ def publish_release(workspace: Workspace, commit: str, branch: str) -> tuple[reg
 
 
 def publish_artifacts(result: BuildResult) -> None:
-    """Prefect's artifacts of a build: stages, detectors, a link to the report."""
+    """Prefect's artifacts of a build: stages, detectors, links to the report and to the Data Docs."""
     create_table_artifact(stage_rows(result.stages), key="build-stages", description=f"Build in {result.folder}")
     detectors = evaluation_rows(result.folder)
     if detectors:
         table = [{name: shown(value) for name, value in row.items()} for row in detectors]
         title = f"Detectors of release v{result.version} ({result.release_id})"
         create_table_artifact(table, key="build-detectors", description=title)
-    report = result.folder / REPORT
-    if report.is_file():
-        create_link_artifact(report.resolve().as_uri(), link_text="Report", key="build-report")
+    for page, text, key in ((REPORT, "Report", "build-report"), (DATA_DOCS, "Data Docs", "build-data-docs")):
+        file = result.folder / page
+        if file.is_file():
+            create_link_artifact(file.resolve().as_uri(), link_text=text, key=key)

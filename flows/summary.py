@@ -18,6 +18,7 @@ from pipeline.errors import printable
 
 EVALUATION = Path("metrics/evaluation.json")
 REPORT = Path("reports/index.html")
+DATA_DOCS = Path("reports/data_docs/index.html")
 COPIED = ("reports", "metrics")
 FIGURES = (
     "auroc",
@@ -133,7 +134,7 @@ def print_summary(result: BuildResult, console: Console | None = None) -> None:
 
 
 def copy_outputs(folder: Path, checkout: Path) -> list[Path]:
-    """Copy report and metrics of a private clone to the checkout's git-ignored folders; return what was written."""
+    """Copy report, Data Docs and metrics of a private clone to a checkout; return what was written."""
     written: list[Path] = []
     if folder.resolve() == checkout.resolve():
         return written

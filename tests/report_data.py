@@ -17,6 +17,7 @@ HOSTILE = "</script><script>alert('m\"1')</script>"
 DETECTORS = ("autoencoder", "vae", "pca", "energy_zscore", "squared_distance")
 START = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 BINS, DAYS, ROWS_A_DAY, FAILURES = 64, 30, 48, 5
+REMOVED = 3  # intervals that are drawn
 
 
 NAMES = (
@@ -340,6 +341,48 @@ def split() -> dict[str, Any]:
     }
 
 
+def gate() -> dict[str, Any]:
+    return {
+        "figure": "auroc",
+        "cleaning_kept": True,
+        "why": "Cleaning helped: AUROC 0.912 instead of 0.871, by 4 tune failures against healthy calibration rows.",
+        "raw": 0.871,
+        "cleaned": 0.912,
+        "difference": 0.041,
+        "raw_interval": [0.82, 0.91],
+        "cleaned_interval": [0.87, 0.94],
+        "difference_interval": [0.01, 0.07],
+    }
+
+
+def removed_intervals(intervals: int = REMOVED, bins: int = BINS) -> list[dict[str, Any]]:
+    random = np.random.default_rng(8)
+    bands = [NAMES[4], *(f"{200 * i}-{200 * (i + 1)} Hz" for i in range(1, bins))]
+    found = []
+    for index in range(intervals):
+        kept, gone = random.normal(-2, 0.1, (48, bins)), random.normal(-2, 0.1, (20, bins))
+        gone[:, bins // 2] += 0.9
+        parts = {
+            name: {"times": [iso(first + row / 48) for row in range(len(rows))], "spectra": rows.round(4).tolist()}
+            for name, first, rows in (("normal", 3.0, kept), ("removed", 8.0, gone))
+        }
+        span = {"start": iso(8.0), "end": iso(8.4), "rows": 58, "evidence": 21.4}
+        found.append({"machine": machine_name(index), **span, "bands": bands, **parts})
+    return found
+
+
+def days() -> pa.Table:
+    start = START.date()
+    rows = [
+        (HOSTILE, start, "gain_step", ""),
+        ("press-02", start, "gain_step+missing", "missing"),
+        ("press-03", start, "missing", "missing"),
+        ("press-04", start, "", ""),
+    ]
+    names = ("machine_id", "day", "findings", "of_the_plant")
+    return pa.table({name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
+
+
 def full_data(failures: int = FAILURES, heat_bands: int = BINS, spectrum_bands: int = BINS) -> ReportData:
     worst = [
         {
@@ -348,6 +391,7 @@ def full_data(failures: int = FAILURES, heat_bands: int = BINS, spectrum_bands: 
             "end": iso(3.4 + i),
             "rows": 58 - i,
             "error": 21.4 - i,
+            "reason": "residual",
             "removed": i < 3,
         }
         for i in range(4)
@@ -359,14 +403,35 @@ def full_data(failures: int = FAILURES, heat_bands: int = BINS, spectrum_bands: 
         manifest={"precision": "float32", "device": "cpu", "inputs": {"split": "ab" * 32}},
         snapshot={"rows": 207_360, "machines": 24, "bins": BINS, "first": iso(0), "last": iso(60), "warnings": []},
         fleet={"name": "press-line", "kind": "spectrum", "interval_seconds": 600, "unit": "<b>g</b>"},
-        validation={"rows": 207_360, "quarantined": 412, "by_reason": by_reason, "warnings": {"energy_high": 12}},
+        validation={
+            "rows": 207_360,
+            "quarantined": 412,
+            "suspect": 77,
+            "given_back": 5,
+            "by_reason": by_reason,
+            "suspect_by_reason": {"flat": 70, HOSTILE: 7},
+            "warnings": {"energy_high": 12},
+            "notes": [f"gain_step on 1 day of 1 machine: {HOSTILE} 2025-01-14."],
+        },
+        days=days(),
+        data_docs=True,
         split=split(),
         cleaning={
             "looked_at": 77_000,
             "removed": 934,
             "by_machine": {HOSTILE: 512, "press-02": 422},
+            "by_day": {"2025-01-04": 500, "2025-01-05": 434},
+            "method": "refine",
+            "model": "pca",
+            "regimes": HOSTILE,
+            "episodes": 1240,
+            "removed_episodes": 16,
+            "contaminated_share_estimate": 0.013,
+            "gate": gate(),
             "worst_episodes": worst,
+            "notes": [gate()["why"], "corrections.csv keeps 1 and removes 0 intervals."],
         },
+        worst=removed_intervals(),
         calibration=calibration(),
         histories={name: history(name) for name in ("autoencoder", "vae")} | {"pca": {"components": 9}},
         scores=scores_table(failures + 1, failures),

@@ -13,7 +13,9 @@ import yaml
 from chromium import Page
 from report_data import FAILURES, NAMES, full_data
 
+from pipeline.data_docs import page as docs_page
 from pipeline.report import render_report
+from pipeline.report_page.data import DATA_DOCS
 from pipeline.report_page.names import visible
 from pipeline.store import write_json
 
@@ -34,6 +36,9 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="HEARKEN_CHROMIUM names no 
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("report") / "index.html"
     file.write_text(render_report(full_data()), encoding="utf-8")
+    docs = file.parent / DATA_DOCS
+    docs.parent.mkdir()
+    docs.write_text(docs_page("Validation", "<p>All rules.</p>"), encoding="utf-8")
     return file
 
 
@@ -106,6 +111,17 @@ def test_one_page_is_shown_and_the_keyboard_turns_it(page: Page) -> None:
     assert page.evaluate("document.title").startswith("What did the model learn?")
     page.evaluate("history.back()")
     page.wait_for("document.documentElement.dataset.page === 'summary'")
+
+
+def test_the_keyboard_reaches_the_link_to_the_data_docs(page: Page) -> None:
+    page.evaluate("location.hash = '#data'")
+    page.wait_for("document.activeElement.id === 'data-title'")
+    link = f"a[href='{DATA_DOCS}']"
+    for _ in range(60):
+        page.press("Tab")
+        if page.evaluate(f'document.activeElement.matches("{link}")'):
+            break
+    assert page.evaluate("document.activeElement.textContent") == "Data Docs"
 
 
 def test_an_address_leads_to_a_single_failure(page: Page) -> None:

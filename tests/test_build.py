@@ -208,7 +208,12 @@ def test_copied_outputs_replace_files_and_leave_others(tmp_path):
         (folder / "metrics").mkdir(parents=True)
         (folder / "metrics" / "a.json").write_text(text)
     (checkout / "metrics" / "mine.json").write_text("kept")
-    assert copy_outputs(built, checkout) == [checkout / "metrics" / "a.json"]
+    docs = built / "reports" / "data_docs" / "index.html"
+    docs.parent.mkdir(parents=True)
+    docs.write_text("docs")
+    copied = checkout / "reports" / "data_docs" / "index.html"
+    assert copy_outputs(built, checkout) == [copied, checkout / "metrics" / "a.json"]
+    assert copied.read_text() == "docs"
     assert (checkout / "metrics" / "a.json").read_text() == "new"
     assert (checkout / "metrics" / "mine.json").read_text() == "kept"
     assert copy_outputs(checkout, checkout) == []

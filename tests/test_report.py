@@ -17,16 +17,33 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from plotly.offline import get_plotlyjs
-from report_data import DETECTORS, FAILURES, HOSTILE, NAMES, evaluation, full_data, history, scores_table
+from report_data import (
+    BINS,
+    DETECTORS,
+    FAILURES,
+    HOSTILE,
+    NAMES,
+    REMOVED,
+    days,
+    evaluation,
+    full_data,
+    gate,
+    history,
+    removed_intervals,
+    scores_table,
+)
 
 from pipeline.errors import ContractError
 from pipeline.evidence import HEAT_BINS, SPECTRUM_BINS
+from pipeline.log_status import LOG_STATUSES
 from pipeline.params import Params
 from pipeline.report import ReportData, gather, render_report
+from pipeline.report_page.cleaned import removed_chart
 from pipeline.report_page.colours import PALETTES
 from pipeline.report_page.crew import watch_of
-from pipeline.report_page.data import threshold_setters
+from pipeline.report_page.data import DATA_DOCS, threshold_setters
 from pipeline.report_page.failures import downsample_max
+from pipeline.report_page.inputs import LOG_STATUS_WORDS
 from pipeline.report_page.judgement import baseline_sentence, cautions, null_reason, winners
 from pipeline.report_page.names import visible
 from pipeline.report_page.next_steps import next_steps
@@ -124,7 +141,8 @@ def test_the_page_loads_nothing(page: str) -> None:
     for tag, attributes in Outline(own).elements:
         for name in ("src", "href", "srcset", "data", "action", "poster"):
             target = attributes.get(name)
-            assert target is None or target.startswith("#") or target == "data:,", (tag, name, target)
+            ours = target in (None, "data:,") or str(target).startswith("#") or (tag, target) == ("a", DATA_DOCS)
+            assert ours, (tag, name, target)
     assert "@import" not in own
     assert not re.search(r"url\(\s*[\"']?(?!#|data:)", own)
     assert "default-src 'none'" in own
@@ -153,6 +171,7 @@ def test_every_chart_has_data_a_place_a_caption_and_units(page: str) -> None:
         "training-vae-reconstruction",
         "training-vae-kl",
     }
+    expected |= {"removed-days", *(f"removed-{i + 1}" for i in range(REMOVED))}
     expected |= {f"scores-{name.replace('_', '-')}" for name in DETECTORS}
     expected |= {
         f"{kind}-{i + 1}" for kind in ("timeline", "heat", "alert-spectrum", "spectrum") for i in range(FAILURES)
@@ -190,7 +209,8 @@ def test_a_screen_reader_finds_landmarks_headings_and_captions(page: str) -> Non
     levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(levels))
-    targets = [str(attributes["href"])[1:] for tag, attributes in outline.elements if tag == "a"]
+    links = [str(attributes["href"]) for tag, attributes in outline.elements if tag == "a"]
+    targets = [link[1:] for link in links if link != DATA_DOCS]
     assert set(targets) <= {attributes.get("id") for _, attributes in outline.elements}
 
 
@@ -262,7 +282,7 @@ def test_missing_parts_say_so_and_nothing_breaks() -> None:
     assert "<h2" in page
 
 
-PARTS = "validation split cleaning calibration scores events reconstructions release_id error_profile evidence"
+PARTS = "validation days split cleaning calibration scores events reconstructions release_id error_profile evidence"
 
 
 @pytest.mark.parametrize("gone", PARTS.split())
@@ -444,6 +464,102 @@ def test_a_heat_map_keeps_its_values(data: ReportData, page: str) -> None:
     assert np.array_equal(known, np.isfinite(drawn))
     steps = np.abs(np.sqrt(written[known]) - np.sqrt(drawn[known])) / np.sqrt(written[known].max())
     assert steps.max() < 1 / 254
+
+
+def cleaned_page(data: ReportData, **changed: Any) -> str:
+    return readable(render_report(replace(data, cleaning={**(data.cleaning or {}), **changed})))
+
+
+def test_the_gate_of_cleaning_is_told_with_its_figures_once(data: ReportData, page: str) -> None:
+    text = readable(page)
+    why = gate()["why"]
+    assert text.count(why) == 1
+    assert "corrections.csv keeps 1 and removes 0 intervals." in text
+    assert "The gate kept the cleaning: AUROC of tune failures" in text
+    assert all(figure in text for figure in ("0.871", "0.912", "0.0410", "0.820 to 0.910", "0.0100 to 0.0700"))
+    assert "16 of 1,240 episodes stood out" in text
+    assert "An estimated 1.3 % of the rows" in text
+    assert "with the action keep" in text
+    harm = "Cleaning did harm: by much."
+    refused = {"gate": gate() | {"cleaning_kept": False, "why": harm}, "notes": [f"{harm} The raw rows stay."]}
+    text = cleaned_page(data, **refused)
+    assert "The gate kept the raw rows" in text
+    assert text.count(f"{harm} The raw rows stay.") == 1
+    unjudged = cleaned_page(data, gate={"figure": None, "cleaning_kept": True, "why": "Nothing to judge."})
+    assert "Nothing to judge." in unjudged
+    assert "The gate kept" not in unjudged
+    assert "clean.method: none" in cleaned_page(data, method="none")
+
+
+def test_removed_rows_stand_beside_kept_ones_on_one_scale(page: str) -> None:
+    figures = figures_of(page)
+    assert figures["removed-days"]["data"][0]["y"] == [500, 434]
+    (trace,) = figures["removed-1"]["data"]
+    rows = trace["z"]
+    assert len(rows) == BINS
+    assert len(trace["x"]) == len(set(trace["x"])) == 48 + 2 + 20 == len(rows[0])
+    assert all(row[48:50] == [None, None] for row in rows)
+    told = np.array(rows, float)
+    assert np.nanmedian(told[BINS // 2, 50:]) > 5 > np.nanmedian(told[:, :48]) * 5
+    assert f"{200 * (BINS // 2)}-{200 * (BINS // 2 + 1)} Hz" in readable(page)
+
+
+def test_a_removed_interval_without_its_normal_is_not_drawn() -> None:
+    (entry,) = removed_intervals(1)
+    assert removed_chart(entry, 1) is not None
+    assert removed_chart({**entry, "normal": {"times": [], "spectra": []}}, 1) is None
+    assert removed_chart({**entry, "bands": ["one"]}, 1) is None
+    assert removed_chart({}, 1) is None
+
+
+def test_wide_spectra_of_removed_rows_are_grouped_and_keep_their_lines() -> None:
+    (entry,) = removed_intervals(1, 1001)
+    chart = removed_chart(entry, 1)
+    assert chart is not None
+    rows = np.array(unpacked(chart.traces[0]["z"]), float)
+    assert len(rows) == len(chart.traces[0]["names"]) <= 128
+    assert int(np.nanmedian(rows[:, 50:], axis=1).argmax()) == 500 // 8
+
+
+def test_suspect_rows_and_days_of_validation(data: ReportData, page: str) -> None:
+    text = readable(page)
+    assert "Validation holds 77 rows (0.037 % of 207,360) for suspect" in text
+    assert "They train nothing, and are judged like any other." in text
+    assert "People gave 5 rows back from quarantine." in text
+    assert "Suspect by validation" in text
+    assert "Machine-days that break a rule, of 4" in text
+    assert "the plant: most machines at once" in text
+    calm = replace(data, days=days().slice(3), validation={"rows": 4, "quarantined": 0, "suspect": 0})
+    text = readable(render_report(calm))
+    assert "None of 1 machine-day breaks a rule." in text
+    assert "suspect:" not in text
+
+
+def test_the_data_docs_are_linked_where_they_exist(data: ReportData, page: str, tmp_path: Path) -> None:
+    link = f'<a href="{DATA_DOCS}">Data Docs</a>'
+    assert link in page
+    assert link not in render_report(replace(data, data_docs=False))
+    write_stages(tmp_path)
+    assert not gather(tmp_path, Params()).data_docs
+    docs = tmp_path / "reports" / DATA_DOCS
+    docs.parent.mkdir(parents=True)
+    docs.write_text("<p>docs</p>")
+    assert gather(tmp_path, Params()).data_docs
+
+
+def test_what_validation_and_cleaning_wrote_is_gathered(data: ReportData, tmp_path: Path) -> None:
+    write_stages(tmp_path)
+    assert (gather(tmp_path, Params()).days, gather(tmp_path, Params()).worst) == (None, ())
+    write_table(tmp_path / "data/validation/days.parquet", days())
+    write_json(tmp_path / "data/cleaning/worst.json", data.worst)
+    gathered = gather(tmp_path, Params())
+    assert gathered.days is not None
+    assert gathered.days.num_rows == 4
+    assert gathered.worst == data.worst
+
+
+def test_every_status_of_the_log_has_words() -> None:
+    assert set(LOG_STATUS_WORDS) == set(LOG_STATUSES)
 
 
 def test_what_to_do_next_follows_the_figures(data: ReportData) -> None:

@@ -78,6 +78,16 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A way to another page that lies beside this one; `text` says what it holds."""
+
+    label: str
+    target: str  # relative, ours and never of the data
+    text: str
+    kind: Literal["link"] = "link"
+
+
+@dataclass(frozen=True)
 class Items:
     """A short list of sentences."""
 
@@ -150,7 +160,7 @@ class Details:
     kind: Literal["details"] = "details"
 
 
-Block = Text | Items | Table | Columns | Charts | Figures | Group | Steps | Details
+Block = Text | Link | Items | Table | Columns | Charts | Figures | Group | Steps | Details
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,12 @@ from pipeline.report_page.blocks import (
 )
 from pipeline.report_page.colours import detector_colour, detector_label
 from pipeline.report_page.names import ISOLATES, escaped, plot_label, visible
+from pipeline.report_page.packing import packed_heat
 
 Json = dict[str, Any]
 LOG_FROM = 4  # a loss that falls by more than this factor is drawn in log
 HALF_HEIGHT, TALL_HEIGHT = 260, 340
+HEAT_SCALE = [[0, "@heat-0"], [0.25, "@heat-1"], [0.5, "@heat-2"], [0.75, "@heat-3"], [1, "@heat-4"]]
 
 
 def axis(title: str, **more: Any) -> Json:
@@ -82,6 +84,39 @@ def band_axis(names: Sequence[str], most: int = 6) -> Json:
     """
     places = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)).tolist()
     return {"tickvals": places, "ticktext": [plot_label(names[place], 20).strip(ISOLATES) for place in places]}
+
+
+def heat_trace(values_BN: npt.NDArray[Any], names: Sequence[str], what: str, time: str, **place: Any) -> Json:
+    """A heat map of values from 0 on a root scale, bands (B) upwards, with a bar that says what its colours mean.
+
+    Args:
+        values_BN: NaN stays empty.
+        names: of the bands.
+        what: the values are.
+        time: how plotly shows a place along x.
+        place: `x`, or `x0` and `dx`, and any other key of plotly's heatmap.
+    """
+    highest = float(np.nanmax(values_BN)) if np.isfinite(values_BN).any() else 0.0
+    marks = np.array([0, 0.04, 0.25, 1.0])  # where the root scale has ticks, as parts of the highest
+    return {
+        "type": "heatmap",
+        "y": tuple(range(len(names))),
+        "z": packed_heat(values_BN),
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": HEAT_SCALE,
+        "names": labels(names),
+        "hovertemplate": f"{time}, %{{customdata[1]}}: {what} %{{customdata[0]:.3g}}<extra></extra>",
+        "colorbar": {
+            "title": {"text": what, "side": "right"},
+            "thickness": 10,
+            "len": 1,
+            "tickvals": np.sqrt(marks).round(4).tolist(),
+            "ticktext": [number(value * highest, 2) for value in marks],
+            "outlinewidth": 0,
+        },
+        **place,
+    }
 
 
 # --- what the models learned ------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from pipeline.report_page.blocks import as_map, as_number
 from pipeline.schema import BoolN, FloatN, codes_and_names
 from pipeline.store import read_json, read_table, sha256_folder
 
+DATA_DOCS = "data_docs/index.html"  # from the page
+DAY_COLUMNS = ("machine_id", "day", "findings", "of_the_plant")
 SCORES_ABSENT = "the evaluation wrote no scores per row"
 
 
@@ -37,8 +39,11 @@ class ReportData:
     fleet: Mapping[str, Any] = field(default_factory=dict)  # fleet.yaml
     source: str | None = None  # where the data came from
     validation: Mapping[str, Any] | None = None  # metrics/validation.json
+    days: pa.Table | None = None  # data/validation/days.parquet: machine_id, day, findings, of_the_plant
+    data_docs: bool = False  # whether DATA_DOCS lies beside the page
     split: Mapping[str, Any] | None = None  # metrics/split.json
     cleaning: Mapping[str, Any] | None = None  # metrics/cleaning.json
+    worst: Sequence[Mapping[str, Any]] = ()  # data/cleaning/worst.json
     calibration: Mapping[str, Any] | None = None  # data/calibration/calibration.json
     histories: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # history.json by detector
     scores: pa.Table | None = None  # data/evaluation/scores.parquet
@@ -91,6 +96,7 @@ def gather(root: Path | str, params: Params) -> ReportData:
     scores = data / "evaluation" / "scores.parquet"
     calibrated = data / "calibration" / "scores.parquet"
     evidence = data / "evaluation" / "evidence.parquet"
+    days = data / "validation" / "days.parquet"
     release = data / "release"
     manifest = _object(release / "manifest.json") or {}
     return ReportData(
@@ -102,8 +108,11 @@ def gather(root: Path | str, params: Params) -> ReportData:
         snapshot=_object(data / "raw" / "snapshot.json") or {},
         fleet=_read_yaml(data / "raw" / "fleet.yaml"),
         validation=_object(metrics / "validation.json"),
+        days=read_table(days, DAY_COLUMNS) if days.exists() else None,
+        data_docs=(root / "reports" / DATA_DOCS).is_file(),
         split=_object(metrics / "split.json"),
         cleaning=_object(metrics / "cleaning.json"),
+        worst=_list(data / "cleaning" / "worst.json") or (),
         calibration=_object(data / "calibration" / "calibration.json"),
         histories={name: history for name, history in histories.items() if history is not None},
         scores=read_table(scores) if scores.exists() else None,

@@ -22,13 +22,12 @@ from pipeline.report_page.blocks import (
     percent,
     sentence_list,
 )
-from pipeline.report_page.charts import HALF_HEIGHT, Json, axis, band_axis, labels, line, log_ticks, rule
+from pipeline.report_page.charts import HALF_HEIGHT, Json, axis, band_axis, heat_trace, labels, line, log_ticks, rule
 from pipeline.report_page.names import isolated
-from pipeline.report_page.packing import packed_heat, packed_numbers
+from pipeline.report_page.packing import packed_numbers
 
 HEAT_HEIGHT = 250
 MARGIN = {"l": 110, "r": 84}  # of the timeline and the heat map beneath it, so that their times stand in line
-HEAT_SCALE = [[0, "@heat-0"], [0.25, "@heat-1"], [0.5, "@heat-2"], [0.75, "@heat-3"], [1, "@heat-4"]]
 SHOWN = {
     "page": "at the page",
     "comparison": "at the comparison's alert",
@@ -57,28 +56,8 @@ def heat_chart(row: Mapping[str, Any], index: int, window: Sequence[str], failed
     error_TC = np.asarray(row["error_TC"], np.float64).reshape(-1, len(names))
     edges = np.linspace(row["begin_us"], row["end_us"], len(error_TC) + 1)
     middle = ((edges[1:] + edges[:-1]) / 2).astype("datetime64[us]")
-    highest = float(np.nanmax(error_TC)) if np.isfinite(error_TC).any() else 0.0
-    marks = np.array([0, 0.04, 0.25, 1.0])  # where the root scale has ticks, as parts of the highest
-    trace: Json = {
-        "type": "heatmap",
-        "x0": str(np.datetime_as_string(middle[0], unit="s")),
-        "dx": float(edges[1] - edges[0]) / 1000,
-        "y": tuple(range(len(names))),
-        "z": packed_heat(error_TC.T),
-        "zmin": 0,
-        "zmax": 1,
-        "colorscale": HEAT_SCALE,
-        "names": labels(names),
-        "hovertemplate": "%{x|%Y-%m-%d %H:%M}, %{customdata[1]}: error %{customdata[0]:.3g}<extra></extra>",
-        "colorbar": {
-            "title": {"text": "error"},
-            "thickness": 10,
-            "len": 1,
-            "tickvals": np.sqrt(marks).round(4).tolist(),
-            "ticktext": [number(value * highest, 2) for value in marks],
-            "outlinewidth": 0,
-        },
-    }
+    start, step = str(np.datetime_as_string(middle[0], unit="s")), float(edges[1] - edges[0]) / 1000
+    trace = heat_trace(error_TC.T, names, "error", time="%{x|%Y-%m-%d %H:%M}", x0=start, dx=step)
     layout = {
         "xaxis": axis("time (UTC)", type="date", range=list(window)),
         "yaxis": axis("", automargin=False, **band_axis(names)),

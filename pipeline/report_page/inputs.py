@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.report_page.blocks import (
-    EM_DASH,
     Block,
     Cell,
     Column,
     Columns,
+    Group,
     Items,
+    Link,
     Section,
     Table,
     Text,
     as_map,
     as_number,
     count,
-    number,
     percent,
     plural,
     when,
 )
-from pipeline.report_page.data import ReportData
+from pipeline.report_page.cleaned import cleaning_blocks, gate_words
+from pipeline.report_page.data import DATA_DOCS, ReportData
 from pipeline.report_page.names import isolated
 
-LISTED = 10
 EXACT: Mapping[str, str] = {}  # names of the data, shown as they are
 LOG_STATUS_WORDS = {
     "healthy": "healthy",
+    "alert": "in a confirmed alert",
     "horizon": "in the horizon before a failure",
     "down": "down after a failure",
     "repair": "in repair",
@@ -58,20 +62,23 @@ def data_section(data: ReportData) -> Section:
         as_map(data.evaluation.get("dataset")).get("roles")
     )
     by_status = as_map(as_map(split.get("rows")).get("by_log_status"))
-    quarantined, removed = as_map(validation.get("by_reason")), as_map(cleaning.get("by_machine"))
+    quarantined, suspect = as_map(validation.get("by_reason")), as_map(validation.get("suspect_by_reason"))
+    removed = as_map(cleaning.get("by_machine"))
     candidates = [
         _count_table(by_status, "What the maintenance log says", "Status", LOG_STATUS_WORDS),
         _count_table(by_role, "What the rows are used for", "Role", ROLE_WORDS),
         _count_table(quarantined, "Quarantined by validation", "Reason", whole=validation.get("rows")),
+        _count_table(suspect, "Suspect by validation", "Reason", whole=validation.get("rows")),
         _count_table(removed, "Removed by cleaning, most first", "Machine", EXACT, whole=_cleaned(cleaning)),
     ]
     tables = [table for table in (*candidates, _time_order(split), _failure_use(split)) if table is not None]
     blocks: list[Block] = [Text(text) for text in _set_aside(validation, cleaning)]
     blocks += [Columns(tables)] if tables else []
-    worst = cleaning.get("worst_episodes")
-    blocks += _worst_episodes(worst) if isinstance(worst, list) else []
     blocks += _unused_failures(split)
-    said = [str(text) for source in (data.snapshot, validation, split, cleaning) for text in _sentences(source)]
+    blocks += _validation_blocks(data) + cleaning_blocks(data)
+    verdict = gate_words(cleaning)  # stands above
+    notes = [str(text) for source in (data.snapshot, validation, split, cleaning) for text in _sentences(source)]
+    said = [text for text in notes if text != verdict]
     blocks += [Items(said, "Said by the stages")] if said else []
     lead = "What was used, what was set aside, and why."
     return Section("data", "Is the data sound?", "Data", data_answer(data), lead, blocks)
@@ -125,6 +132,16 @@ def _set_aside(validation: Mapping[str, Any], cleaning: Mapping[str, Any]) -> li
         found.append(
             f"Validation quarantined {plural(int(quarantined), 'row')}{share} for facts of the spectrum itself."
         )
+    suspect = as_number(validation.get("suspect"))
+    if suspect:
+        share = f" ({percent(suspect / rows)} of {count(rows)})" if rows else ""
+        found.append(
+            f"Validation holds {plural(int(suspect), 'row')}{share} for suspect: odd, yet perhaps the failure itself. "
+            "They train nothing, and are judged like any other."
+        )
+    given_back = as_number(validation.get("given_back"))
+    if given_back:
+        found.append(f"People gave {plural(int(given_back), 'row')} back from quarantine.")
     removed = as_number(cleaning.get("removed"))
     if removed is not None:
         seen = _cleaned(cleaning)
@@ -132,10 +149,6 @@ def _set_aside(validation: Mapping[str, Any], cleaning: Mapping[str, Any]) -> li
         found.append(
             f"Cleaning removed {plural(int(removed), 'row')}{share} from training and validation only. Calibration and "
             "test keep every row that the maintenance log calls healthy, or their false alarms would be flattered."
-        )
-    if cleaning.get("cap_hit"):
-        found.append(
-            "Cleaning reached its cap (clean.max_removed_share): more episodes were as odd, and stay in training."
         )
     return found
 
@@ -214,22 +227,35 @@ def _unused_failures(split: Mapping[str, Any]) -> list[Block]:
     return [Table("Failures that neither tune nor judge", columns, rows)]
 
 
-def _worst_episodes(episodes: Sequence[Any]) -> list[Block]:
-    rows = []
-    for episode in map(as_map, episodes[:LISTED]):
-        machine = str(episode.get("machine_id") or episode.get("machine") or EM_DASH)
-        spans = [Cell(when(episode.get("start"))), Cell(when(episode.get("end")))]
-        fate = "kept" if episode.get("removed") is False else "removed"
-        rows.append(
-            [Cell(machine), *spans, Cell(count(episode.get("rows"))), Cell(number(episode.get("error"))), Cell(fate)]
+def _validation_blocks(data: ReportData) -> list[Block]:
+    """The way to every rule and its result, and the days that break one."""
+    blocks: list[Block] = []
+    if data.data_docs:
+        blocks.append(
+            Link("Data Docs", DATA_DOCS, "every rule of validation and what it found, on pages of their own.")
         )
-    if not rows:
+    blocks += _day_findings(data.days)
+    return [Group("validation", "What validation found", blocks)] if blocks else []
+
+
+def _day_findings(days: pa.Table | None) -> list[Block]:
+    """Machine-days by the rule that they break; what most machines have on one day is the plant's."""
+    if days is None:
         return []
-    heads = [
-        Column("From (UTC)"),
-        Column("To (UTC)"),
-        Column("Rows"),
-        Column("Error", hint="robust SD"),
-        Column("Outcome"),
-    ]
-    return [Table("Worst episodes that cleaning saw", [Column("Machine", numeric=False), *heads], rows)]
+    found: dict[tuple[str, bool], list[tuple[str, str]]] = {}
+    for row in days.filter(pc.not_equal(days["findings"], "")).to_pylist():
+        of_the_plant = row["of_the_plant"].split("+")
+        for reason in row["findings"].split("+"):
+            found.setdefault((reason, reason in of_the_plant), []).append((row["machine_id"], str(row["day"])))
+    if not found:
+        return [Text(f"None of {plural(days.num_rows, 'machine-day')} breaks a rule.")]
+    body = []
+    for (reason, plant), places in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
+        machines, dates = {machine for machine, _ in places}, [day for _, day in places]
+        counts = [Cell(count(len(places))), Cell(count(len(machines)))]
+        whose = Cell("the plant: most machines at once" if plant else "single machines")
+        body.append([Cell(_words(reason)), *counts, Cell(min(dates)), Cell(max(dates)), whose])
+    heads = [Column("Machine-days"), Column("Machines"), Column("First"), Column("Last")]
+    columns = [Column("Finding", numeric=False), *heads, Column("Of", numeric=False)]
+    caption = f"Machine-days that break a rule, of {count(days.num_rows)}"
+    return [Table(caption, columns, body)]
