@@ -150,7 +150,11 @@ def correct(
 
 
 def _notes(verdict: Verdict, corrections: Sequence[Correction]) -> list[str]:
-    found = [verdict.why if verdict.kept else f"{verdict.why} The raw rows stay, and nothing is removed."]
+    found = [
+        verdict.why
+        if verdict.kept
+        else f"{verdict.why} The raw rows stay, and nothing that the statistics found is removed."
+    ]
     kept = sum(each.keep for each in corrections)
     if corrections:
         found.append(f"corrections.csv keeps {kept} and removes {len(corrections) - kept} intervals.")

@@ -139,6 +139,24 @@ def test_a_challenger_that_shouts_is_refused(built: Path, tmp_path: Path) -> Non
     assert "healthy rows" in found.reason
 
 
+def test_a_champion_that_shouts_holds_no_catch_against_the_challenger(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = load_release(built / "data/release")
+    sides = iter(
+        [
+            {"events_caught": 3, "false_positive_rate": 0.9, "false_episodes": 40},
+            {"events_caught": 0, "false_positive_rate": 0.001, "false_episodes": 1},
+        ]
+        * 2
+    )
+    monkeypatch.setattr("pipeline.gate.figures_of", lambda *_: next(sides))
+    where = (built / "data/raw", built / "data/status/split.parquet")
+    assert compare_releases(release, release, *where).accepted
+    monkeypatch.setattr("pipeline.gate.SHOUTS", 1e6)
+    assert "catches 0 failures" in compare_releases(release, release, *where).reason
+
+
 def test_a_continued_fleet_with_new_firmware_is_called_drift(built: Path, tmp_path: Path) -> None:
     params = load_params(built / "params.yaml").simulate
     data = tmp_path / "landing"
