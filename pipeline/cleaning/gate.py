@@ -145,8 +145,9 @@ def _verdict(figure: str, drawn: tuple[FloatN, FloatN], better: float, by: str) 
     """From figures of (1 + D,) draws each, the first of all data, to who won."""
     raw, cleaned, difference = (_interval(values) for values in (drawn[0], drawn[1], better * (drawn[1] - drawn[0])))
     tie = TIES[figure]
-    kept = difference[0] >= -tie
-    words = "helped" if difference[0] > tie else f"made no difference ({TIE_RULE})" if kept else "did harm"
+    kept = difference[0] >= -tie or difference[2] >= 0  # harm has to be shown: beyond a tie, and beyond chance
+    helped = difference[0] > tie and difference[1] > 0
+    words = "helped" if helped else f"made no clear difference ({TIE_RULE})" if kept else "did harm"
     return Verdict(figure, kept, f"Judged by {by}, cleaning {words}.", raw, cleaned, difference)
 
 
