@@ -293,7 +293,7 @@ def test_what_is_not_data_is_passed_over_and_links_that_leave_are_refused(tmp_pa
         "notes.txt",
     ):
         (source / name).parent.mkdir(exist_ok=True)
-        (source / name).write_text("machine_id,start,end,tag\n")
+        (source / name).write_text("machine_id,start,end,tag,action,note\n")
     outside = csv(frame(machine="outside"), tmp_path / "outside" / "b.csv")
     (source / "link.csv").symlink_to(outside)
     (source / "folder").symlink_to(outside.parent)
