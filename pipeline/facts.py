@@ -73,7 +73,7 @@ def facts_and_log_sums(
     step = max(1, BLOCK_VALUES // bins)
     with np.errstate(all="ignore"):  # what is not finite is a fact here, not a surprise
         for begin in range(0, count, step):
-            block_FN = np.ascontiguousarray(spectra_NF[begin : begin + step].T)
+            block_FN = np.array(spectra_NF[begin : begin + step].T, order="C")  # a copy, also of a single row
             end = begin + block_FN.shape[1]
             good_N = _block_facts(block_FN, {name: values[begin:end] for name, values in facts.items()})
             if starts_R is not None:

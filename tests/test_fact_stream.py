@@ -12,7 +12,7 @@ import pytest
 from pipeline.day_tally import DayTally
 from pipeline.errors import ContractError
 from pipeline.fact_stream import FactBatch, Names, fact_batches, ordered_map
-from pipeline.facts import spectrum_facts
+from pipeline.facts import facts_and_log_sums, spectrum_facts
 from pipeline.schema import MICROSECONDS_PER_DAY, dictionary_column, spectra_column, spectra_schema, time_column
 from pipeline.store import write_table
 
@@ -105,3 +105,12 @@ def test_damaged_files_are_named(files):
     pq.write_table(pa.table({"machine_id": ["a"]}), files[1])
     with pytest.raises(ContractError, match="no column timestamp, spectrum"):
         list(fact_batches(files, BINS))
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (8, 1)])
+def test_a_lone_row_or_bin_is_not_written_over(shape: tuple[int, int]) -> None:
+    spectra = np.arange(1, 9, dtype=np.float32).reshape(shape)
+    spectra.flags.writeable = False
+    _, sums, rows = facts_and_log_sums(spectra, np.array([0]))
+    np.testing.assert_allclose(sums, np.log(spectra).sum(axis=0, keepdims=True), rtol=1e-6)
+    assert rows.tolist() == [shape[0]]
