@@ -81,16 +81,12 @@ def read_releases(data_set: Path) -> list[Release]:
     return releases
 
 
-def carry_releases(source: Path, out: Path) -> None:
-    """Bring the releases of a source into a snapshot as they are, or take them away where the source has none."""
-    mine, theirs = out / RELEASES, source / RELEASES
-    if source.is_dir() and theirs.is_file():
+def carry_releases(source: Path, staging: Path) -> None:
+    """Copy the releases of a source, checked, into a snapshot that is being made."""
+    path = source / RELEASES
+    if path.is_file():
         read_releases(source)  # refused here, before anything is built on it
-        text = theirs.read_text(encoding="utf-8-sig")
-        if not mine.exists() or mine.read_text(encoding="utf-8") != text:
-            write_text(mine, text)
-    else:
-        mine.unlink(missing_ok=True)
+        write_text(staging / RELEASES, path.read_text(encoding="utf-8-sig"))
 
 
 def released(

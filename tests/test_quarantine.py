@@ -199,3 +199,17 @@ def test_the_command_line_lists_and_gives_back(plant, monkeypatch, capsys):
     assert run("release", "--reason", "nonfinite", "--source", "plant").startswith("2 error: release: got 1 rows")
     shutil.rmtree("data/status")
     assert run("list").startswith("2 error: Parquet: got no file")
+
+
+def test_ingest_carries_releases_and_takes_away_what_the_source_no_longer_has(tmp_path: Path) -> None:
+    source, out, params = tmp_path / "in", tmp_path / "raw", IngestParams(timezone="UTC")
+    times = pa.array([0, 10_000_000], pa.int64()).cast(pa.timestamp("us"))
+    table = pa.table({"machine_id": ["pump", "pump"], "timestamp": times, "bin_0": [1.0, 2.0], "bin_1": [1.0, 2.0]})
+    write_table(source / "a.parquet", table)
+    given = source / RELEASES
+    given.write_text("machine_id,start,end,reason\n,1970-01-01,1970-01-02,flat\n")
+    ingest(source, out, params, horizon_hours=1.0, tune_share=0.0)
+    assert (out / RELEASES).read_text() == given.read_text()
+    given.unlink()
+    ingest(source, out, params, horizon_hours=1.0, tune_share=0.0)
+    assert not (out / RELEASES).exists()
