@@ -191,6 +191,7 @@ def test_a_wrong_clock_is_quarantined(tmp_path):
     table = day_table(spectra(300), hours, ["a"] * 100 + ["b"] * 100 + ["c"] * 100)
     result, table = checked(data_set(tmp_path, [table]))
     assert reasons_of(table) == {("2025-01-01", 199): "future"}
+    assert result.metrics["last"].startswith("2025-01-05")  # the set does not end where the wrong clock says
     assert result.days.num_rows == 15  # the row of the wrong clock is no day of its machine
 
 

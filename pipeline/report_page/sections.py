@@ -212,7 +212,9 @@ def _known(show: Any, *values: Any) -> str:
 
 def _span(data: ReportData) -> tuple[Any, Any]:
     boundaries = as_map(as_map(data.split).get("boundaries"))
-    for source, begin, end in ((data.snapshot, "first", "last"), (boundaries, "start", "end")):
+    validated = as_map(data.validation)  # rows whose clock is right
+    places = ((validated, "first", "last"), (data.snapshot, "first", "last"), (boundaries, "start", "end"))
+    for source, begin, end in places:
         if parse_time(source.get(begin)) and parse_time(source.get(end)):
             return source[begin], source[end]
     return None, None
