@@ -29,10 +29,9 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from pipeline.clean import clean
-from pipeline.cleaning.episodes import CONDITION
 from pipeline.cleaning.gate import has_baseline, quick_scores
 from pipeline.maintenance import failures_of
-from pipeline.params import CleanParams, SimulateParams, SplitParams
+from pipeline.params import BaselineParams, CleanParams, SimulateParams, SplitParams
 from pipeline.rows import has_role, load_rows
 from pipeline.schema import (
     KEY_FIELDS,
@@ -206,7 +205,7 @@ def judge_fleet(fleet: SimulatedFleet, share: float, seed: int, params: CleanPar
     looked_at_N = has_role(table, Role.TRAIN, Role.VALIDATION)
     spec = load_fleet_spec(fleet.folder / "fleet.yaml")
     begin = time.perf_counter()
-    found = clean(fleet.folder, table, spec, params, seed)
+    found = clean(fleet.folder, table, spec, params, seed, BaselineParams())
     seconds = time.perf_counter() - begin
     removed_N = found.table["removed"].to_numpy()
     removed, mode = removed_N[looked_at_N], fleet.mode_N[looked_at_N]
@@ -220,7 +219,7 @@ def judge_fleet(fleet: SimulatedFleet, share: float, seed: int, params: CleanPar
     label_N = np.array(table["label"].to_pylist())
     positive_N = test_N & (label_N == "faulty") & (fleet.mode_N != "")
     judged_N = positive_N | (test_N & (label_N == "healthy") & (fleet.mode_N == ""))
-    rows = load_rows(fleet.folder, table, looked_at_N | judged_N, spec.bins, CONDITION)
+    rows = load_rows(fleet.folder, table, looked_at_N | judged_N, spec.bins, "condition")
     inner = (looked_at_N | judged_N).nonzero()[0]
     fits = has_role(table, Role.TRAIN)[inner]
     judged = judged_N[inner] & has_baseline(rows, fits & ~removed_N[inner] & (fleet.mode_N[inner] == ""))
@@ -298,8 +297,8 @@ def judge_recording(path: Path, share: float, seed: int, params: CleanParams, ep
         table = _recording(folder, frame.iloc[index], bins, fits)
         spec = FleetSpec(bins=len(bins), time="relative")
         settings = params.model_copy(update={"episode_hours": episode_rows / 3600, "max_removed_share": 0.5})
-        found = clean(folder, table, spec, settings, seed)
-        rows = load_rows(folder, table, np.ones(table.num_rows, bool), spec.bins, CONDITION)
+        found = clean(folder, table, spec, settings, seed, BaselineParams())
+        rows = load_rows(folder, table, np.ones(table.num_rows, bool), spec.bins, "condition")
     removed, bad = found.table["removed"].to_numpy(), mixed_N[index]
     aurocs = {
         kind: _auroc(quick_scores(rows, kept, kept, ~fits, log=True), label_N[index][~fits] == 1)

@@ -6,8 +6,6 @@ without a zone UTC, as in the list of removed intervals that it corrects. `feedb
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,91 +14,95 @@ import pyarrow as pa
 
 from pipeline.clock import Clock
 from pipeline.errors import ContractError
-from pipeline.schema import FEEDBACK_SCHEMA, IntN
-from pipeline.store import read_table, write_table, write_text
+from pipeline.findings import Finding, Severity, nearest
+from pipeline.interval_file import FileForm, csv_line
+from pipeline.interval_lines import in_order, interval_lines, refuse, shown
+from pipeline.schema import FEEDBACK_SCHEMA
+from pipeline.store import read_table, write_table
 
 CORRECTIONS, FEEDBACK = "corrections.csv", "feedback.parquet"
 COLUMNS = ("machine_id", "start", "end", "action", "note")
 ACTIONS = ("keep", "remove")
 STATES = ("open", "confirmed", "dismissed")
+# lines are copied from the list of removed intervals, which says more of each
+FORM = FileForm(what="corrections", required=COLUMNS[:-1], optional=COLUMNS[-1:], wider_lines=True)
 
 
 @dataclass(frozen=True)
 class Correction:
     """Rows of one machine in [start, end] are kept or removed, whatever the statistics say."""
 
+    place: str  # "line 3"
     machine: str
     start_us: int
     end_us: int
     keep: bool
     note: str
-    line: int
+
+    @property
+    def action(self) -> str:
+        """What a person wrote."""
+        return ACTIONS[0] if self.keep else ACTIONS[1]
 
 
-def carry_answers(source: Path, snapshot: Path) -> None:
-    """Copy the answers of a data set's folder, checked, into a snapshot; those that are gone go there too."""
-    for name in (CORRECTIONS, FEEDBACK):
-        old, new = source / name, snapshot / name
-        if not old.is_file():
-            new.unlink(missing_ok=True)
-        elif name == CORRECTIONS:
-            text = _text(old)
-            parse_corrections(text, old)
-            write_text(new, text)
-        else:
-            write_table(new, read_feedback(source))
+def carry_answers(source: Path, staging: Path) -> None:
+    """Copy the answers of a data set's folder, checked, into a snapshot that is being made.
+
+    Raises:
+        ContractError: see examine_corrections and read_feedback.
+    """
+    corrections = source / CORRECTIONS
+    if corrections.is_file():
+        data = corrections.read_bytes()
+        refuse(examine_corrections(corrections, data)[1])
+        (staging / CORRECTIONS).write_bytes(data)
+    if (source / FEEDBACK).is_file():
+        write_table(staging / FEEDBACK, read_feedback(source))
 
 
 def read_corrections(data_set: Path, machines: Sequence[str]) -> list[Correction]:
     """The corrections of a data set; none where it has no such file.
 
     Raises:
-        ContractError: see parse_corrections; or a machine without rows in the data set.
+        ContractError: the first error of examine_corrections; or a machine without rows in the data set.
     """
     path = data_set / CORRECTIONS
-    found = parse_corrections(_text(path), path) if path.is_file() else []
+    if not path.is_file():
+        return []
+    found, findings = examine_corrections(path)
+    refuse(findings)
     known = set(machines)
     for each in found:
         if each.machine not in known:
-            expected = f"a machine of the data set (it has {len(known)})"
-            raise ContractError.of(
-                "machine_id", got=repr(each.machine), expected=expected, where=_place(path, each.line)
-            )
+            likely = nearest(each.machine, machines)
+            expected = f"a machine of the data set (it has {len(known)})" + (f"; {likely} is near" if likely else "")
+            where = f"{path}, {each.place}"
+            raise ContractError.of("machine_id", got=shown(each.machine), expected=expected, where=where)
     return found
 
 
-def parse_corrections(text: str, where: Path) -> list[Correction]:
-    """Read and check corrections.
+def examine_corrections(path: Path, data: bytes | None = None) -> tuple[list[Correction], tuple[Finding, ...]]:
+    """The right lines of a file of corrections, and everything that is wrong with the others.
 
-    Raises:
-        ContractError: a column is missing, a time cannot be read, an interval ends before it starts, an action is
-            neither keep nor remove, or two intervals of a machine overlap and say the contrary; with the line.
+    Wrong are a missing column, a machine that is not named, a time that cannot be read, an interval that ends before it
+    starts, an action that is neither keep nor remove, and two intervals of a machine that overlap and say the contrary.
+    `data` are the file's bytes where they have been read already.
 
-    >>> line = "pump,2025-01-01T00:00Z,2025-01-02T00:00Z,keep,new foundation"
-    >>> parse_corrections("machine_id,start,end,action,note\\n" + line, Path("corrections.csv"))[0].keep
+    >>> lines = b"machine_id,start,end,action\\npump,2025-01-01T00:00Z,2025-01-02T00:00Z,keep\\n"
+    >>> examine_corrections(Path("corrections.csv"), lines)[0][0].keep
     True
     """
-    reader = csv.DictReader(io.StringIO(text))
-    missing = [name for name in COLUMNS[:-1] if name not in (reader.fieldnames or [])]
-    if missing:
-        raise ContractError.of("columns", got=f"no {', '.join(missing)}", expected=", ".join(COLUMNS), where=where)
+    lines, findings = interval_lines(path, FORM, Clock("UTC"), data)
     found = []
-    for values in reader:
-        place = _place(where, reader.line_num)
-        if not any((value or "") for key, value in values.items() if key is not None):
-            continue
-        action = (values["action"] or "").strip()
+    for line in lines:
+        action = (line.texts["action"] or "").strip()
         if action not in ACTIONS:
-            raise ContractError.of("action", got=repr(action), expected="keep or remove", where=place)
-        if not values["machine_id"]:
-            raise ContractError.of("machine_id", got="nothing", expected="a machine", where=place)
-        start, end = (_time(values[name], name, place) for name in ("start", "end"))
-        if end < start:
-            raise ContractError.of("end", got="a time before start", expected="start <= end", where=place)
-        note = values.get("note") or ""
-        found.append(Correction(values["machine_id"], start, end, action == "keep", note, reader.line_num))
-    _check_contradictions(found, where)
-    return found
+            got = shown(action) if action else "nothing"
+            findings.append(Finding(Severity.ERROR, str(path), line.place, "action", got, "keep or remove"))
+        elif line.span is not None and line.span.end is not None:
+            span, note = line.span, line.texts.get("note") or ""
+            found.append(Correction(line.place, span.machine, span.start, line.span.end, action == "keep", note))
+    return found, in_order([*findings, *_contradictions(found, str(path))])
 
 
 def read_feedback(data_set: Path) -> pa.Table:
@@ -128,45 +130,19 @@ def corrections_csv(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str
     >>> corrections_csv([["=pump,1", "x"]], ["machine_id", "note"])
     'machine_id,note\\n"\\'=pump,1",x\\n'
     """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([[f"'{cell}" if cell[:1] in ("=", "+", "@", "\t") else cell for cell in row] for row in rows])
-    return out.getvalue()
+    return "".join(csv_line(row) for row in [header, *rows])
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ContractError.of("corrections", got="text that is not UTF-8", expected="UTF-8", where=path) from None
-
-
-def _time(text: str | None, name: str, place: str) -> int:
-    if not (text or "").strip():
-        raise ContractError.of(name, got="nothing", expected="an ISO 8601 time", where=place)
-    try:
-        found: IntN = Clock("UTC").to_utc_us(pa.array([(text or "").strip()]), place)
-    except ContractError:
-        raise ContractError.of(name, got=repr(text), expected="an ISO 8601 time", where=place) from None
-    return int(found[0])
-
-
-def _check_contradictions(found: Sequence[Correction], where: Path) -> None:
-    ordered = sorted(found, key=lambda each: (each.machine, each.start_us))
-    reach: dict[bool, Correction] = {}
-    for each in ordered:
-        other = reach.get(not each.keep)
-        if other is not None and other.machine == each.machine and each.start_us < other.end_us:
-            got = f"{'keep' if each.keep else 'remove'} where line {other.line} says the contrary of the same time"
-            raise ContractError.of("corrections", got=got, expected="one action", where=_place(where, each.line))
-        mine = reach.get(each.keep)
-        if mine is None or mine.machine != each.machine or mine.end_us < each.end_us:
-            reach[each.keep] = each
-
-
-def _place(where: Path, line: int) -> str:
-    return f"{where}, line {line}"
-
-
-__all__ = ["Correction", "carry_answers", "corrections_csv", "parse_corrections", "read_corrections", "read_feedback"]
+def _contradictions(found: Sequence[Correction], file: str) -> list[Finding]:
+    """Corrections that say the contrary of an earlier one of their machine for the same time."""
+    findings = []
+    reach: dict[tuple[str, bool], Correction] = {}  # of each machine and action, the one that ends last
+    for each in sorted(found, key=lambda each: each.start_us):
+        other = reach.get((each.machine, not each.keep))
+        if other is not None and (each.start_us < other.end_us or each.start_us == other.start_us):
+            got = f"{each.action} where {other.place} says {other.action} of the same time"
+            findings.append(Finding(Severity.ERROR, file, each.place, "action", got, "one action for one time"))
+        mine = reach.get((each.machine, each.keep))
+        if mine is None or mine.end_us < each.end_us:
+            reach[each.machine, each.keep] = each
+    return findings

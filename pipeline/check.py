@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.answers import CORRECTIONS, Correction, examine_corrections
 from pipeline.check_spectra import moment, spectra_findings
 from pipeline.clock import Clock
 from pipeline.errors import ContractError, UserError
@@ -19,6 +20,7 @@ from pipeline.findings import Finding, Severity, nearest
 from pipeline.landing import Source, open_source
 from pipeline.maintenance import horizons
 from pipeline.maintenance_entries import OPEN_END, ExaminedLog, LogEntry, examine_log
+from pipeline.quarantine import RELEASES, Release, examine_releases
 from pipeline.schema import FleetSpec, Tag
 from pipeline.survey import Survey
 from pipeline.yaml_model import checked_model
@@ -69,6 +71,7 @@ def check_plant(
         found = _read_spectra(plant, timezone, survey, clock)
         found += spectra_findings(survey, spec, log.entries, now, future_hours)
         found += log_against_spectra(log.entries, survey, _log_name(plant))
+        found += _answers(plant, survey)
     if clock.assumed:
         expected = "timezone, if they are local"
         found.append(Finding(Severity.NOTE, FLEET_FILE, "", "timezone", "times without a zone, taken as UTC", expected))
@@ -127,6 +130,24 @@ def _log(plant: Path, clock: Clock, spec: FleetSpec) -> tuple[ExaminedLog, list[
         got, expected = "no failure", "failures, to judge detectors by"
         findings.append(Finding(Severity.NOTE, name, "", "maintenance log", got, expected))
     return log, findings
+
+
+def _answers(plant: Path, survey: Survey) -> list[Finding]:
+    """What is wrong with the files of people's answers, and machines in them that have no spectra."""
+    findings = list[Finding]()
+    corrections, releases = plant / CORRECTIONS, plant / RELEASES
+    answered: list[tuple[Path, Sequence[Correction | Release], Sequence[Finding]]] = []
+    if corrections.is_file():
+        answered.append((corrections, *examine_corrections(corrections)))
+    if releases.is_file():
+        answered.append((releases, *examine_releases(releases)))
+    for path, answers, wrong in answered:
+        findings += wrong
+        for machine in sorted({answer.machine for answer in answers} - {"", *survey.machines}):
+            likely = nearest(machine, list(survey.machines))
+            got, expected = f"{machine!r}, which has no spectra", f"{likely!r}?" if likely else "a machine's name"
+            findings.append(Finding(Severity.WARNING, str(path), "", "machine_id", got, expected))
+    return findings
 
 
 def _read_spectra(plant: Path, timezone: str | None, survey: Survey, clock: Clock) -> list[Finding]:

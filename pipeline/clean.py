@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.answers import Correction, read_corrections
+from pipeline.answers import CORRECTIONS, Correction, read_corrections
 from pipeline.cleaning.episodes import Selection, episode_vectors, select
 from pipeline.cleaning.figures import (
     CORRECTION,
@@ -27,13 +27,14 @@ from pipeline.cleaning.figures import (
     counts,
     heat_maps,
     intervals_of,
+    iso,
     listed,
     removed_csv,
 )
 from pipeline.cleaning.gate import Verdict, judge_cleaning
 from pipeline.cleaning.refinement import Refinement, refine
 from pipeline.errors import ContractError, run_reporting_errors
-from pipeline.params import CleanParams, load_params
+from pipeline.params import BaselineParams, CleanParams, load_params
 from pipeline.rows import has_role
 from pipeline.schema import (
     CLEAN_SCHEMA,
@@ -50,6 +51,7 @@ from pipeline.schema import (
 from pipeline.store import read_table, write_json, write_table, write_text
 
 REASONS = ("", RESIDUAL, CORRECTION)
+MOST_SAID = 5  # corrections without a row that are named
 COLUMNS = (*(field.name for field in KEY_FIELDS), "epoch", "role", "failure_id")
 
 
@@ -63,7 +65,9 @@ class Cleaning:
     worst: list[dict[str, Any]]
 
 
-def clean(data_set: Path, split: pa.Table, fleet: FleetSpec, params: CleanParams, seed: int) -> Cleaning:
+def clean(
+    data_set: Path, split: pa.Table, fleet: FleetSpec, params: CleanParams, seed: int, baseline: BaselineParams
+) -> Cleaning:
     """Look at every train and validation row once, and say which are removed and why.
 
     Args:
@@ -72,6 +76,8 @@ def clean(data_set: Path, split: pa.Table, fleet: FleetSpec, params: CleanParams
         fleet: what the numbers mean.
         params: clean section.
         seed: of samples, groups and draws.
+        baseline: train.baseline section. Its condition column tells cleaning the regimes, whatever the scope: an idling
+            machine is compared with itself idling. The gate's detector sees conditions as the trained ones will.
 
     Raises:
         ContractError: no training row; more contaminated than `max_removed_share`; a correction of an unknown machine.
@@ -82,13 +88,21 @@ def clean(data_set: Path, split: pa.Table, fleet: FleetSpec, params: CleanParams
         raise ContractError.of("train rows", got="none", expected="at least one", where=where)
     rows = select(split, looked_at_N, times_us(split["timestamp"]), params.episode_hours)
     corrections = read_corrections(data_set, rows.machines)
-    found, regimes = _refined(data_set, rows, fleet, params, seed)
+    found, regimes = _refined(data_set, rows, fleet, params, seed, baseline.condition_column)
     meant_L = found.removed_E[rows.episode_N]
     _check_share(meant_L, found, params)
-    verdict = judge_cleaning(data_set, split, _spread(meant_L, looked_at_N), fleet, params.gate_rows, seed)
+    verdict = judge_cleaning(
+        data_set,
+        split,
+        _spread(meant_L, looked_at_N),
+        fleet,
+        params.gate_rows,
+        seed,
+        condition_column=baseline.conditions_from,
+    )
     removed_L = meant_L.copy() if verdict.kept else np.zeros_like(meant_L)
     reason_L = removed_L.astype(np.int8)
-    asked_L = correct(rows, corrections, removed_L, reason_L)
+    asked_L, idle = correct(rows, corrections, removed_L, reason_L)
     intervals = intervals_of(rows, meant_L & ~asked_L, removed_L, RESIDUAL, found.evidence_E)
     intervals += intervals_of(rows, asked_L, removed_L, CORRECTION, found.evidence_E)
     metrics = counts(rows, removed_L, reason_L, REASONS) | {
@@ -102,7 +116,7 @@ def clean(data_set: Path, split: pa.Table, fleet: FleetSpec, params: CleanParams
         "gate": verdict.to_json(),
         "corrections": len(corrections),
         "worst_episodes": listed(intervals),
-        "notes": _notes(verdict, corrections),
+        "notes": _notes(verdict, corrections, idle),
         "warnings": [*found.warnings, *_emptied(rows, removed_L)],
     }
     worst = heat_maps(data_set, split, looked_at_N, rows, removed_L, intervals, fleet)
@@ -110,12 +124,13 @@ def clean(data_set: Path, split: pa.Table, fleet: FleetSpec, params: CleanParams
 
 
 def _refined(
-    data_set: Path, rows: Selection, fleet: FleetSpec, params: CleanParams, seed: int
+    data_set: Path, rows: Selection, fleet: FleetSpec, params: CleanParams, seed: int, condition_column: str
 ) -> tuple[Refinement, str | None]:
     if params.method == "none":
         episodes = len(rows.block_E)
         return Refinement(np.full(episodes, np.nan), np.zeros(episodes, bool), (), 0.0), None
-    vectors = episode_vectors(data_set, rows, fleet.bins, log=fleet.kind == "spectrum", seed=seed)
+    log = fleet.kind == "spectrum"
+    vectors = episode_vectors(data_set, rows, fleet.bins, condition_column=condition_column, log=log, seed=seed)
     return refine(rows, vectors, params, seed), vectors.regime_source
 
 
@@ -136,20 +151,26 @@ def _check_share(meant_L: BoolN, found: Refinement, params: CleanParams) -> None
 
 def correct(
     rows: Selection, corrections: Sequence[Correction], removed_L: BoolN, reason_L: npt.NDArray[np.int8]
-) -> BoolN:
-    """Apply corrections to `removed_L` and `reason_L` (in place); the rows (L,) that a person had removed."""
-    asked_L = np.zeros(len(rows), bool)
+) -> tuple[BoolN, list[Correction]]:
+    """Apply corrections to `removed_L` and `reason_L` (in place).
+
+    Returns:
+        The rows (L,) that a person had removed, and the corrections that meet no row.
+    """
+    asked_L, idle = np.zeros(len(rows), bool), list[Correction]()
     codes = {name: code for code, name in enumerate(rows.machines)}
     for each in corrections:
         inside_L = (rows.machine_N == codes[each.machine]) & (rows.time_us_N >= each.start_us)
         inside_L &= rows.time_us_N <= each.end_us
+        if not inside_L.any():
+            idle.append(each)
         removed_L[inside_L] = not each.keep
         asked_L[inside_L] = not each.keep
         reason_L[inside_L] = 0 if each.keep else REASONS.index(CORRECTION)
-    return asked_L
+    return asked_L, idle
 
 
-def _notes(verdict: Verdict, corrections: Sequence[Correction]) -> list[str]:
+def _notes(verdict: Verdict, corrections: Sequence[Correction], idle: Sequence[Correction]) -> list[str]:
     found = [
         verdict.why
         if verdict.kept
@@ -157,7 +178,13 @@ def _notes(verdict: Verdict, corrections: Sequence[Correction]) -> list[str]:
     ]
     kept = sum(each.keep for each in corrections)
     if corrections:
-        found.append(f"corrections.csv keeps {kept} and removes {len(corrections) - kept} intervals.")
+        found.append(f"{CORRECTIONS} keeps {kept} and removes {len(corrections) - kept} intervals.")
+    for each in idle[:MOST_SAID]:
+        span = f"{iso(each.start_us)} to {iso(each.end_us)}"
+        nothing = f"{each.machine} has no train or validation row from {span}"
+        found.append(f"{CORRECTIONS}, {each.place}: {nothing}: there is nothing to {each.action}.")
+    if len(idle) > MOST_SAID:
+        found.append(f"{CORRECTIONS}: {len(idle) - MOST_SAID} more of its lines meet no train or validation row.")
     return found
 
 
@@ -203,7 +230,8 @@ def main() -> None:
     raw, params = Path("data/raw"), load_params()
     schema = pa.schema([SPLIT_SCHEMA.field(name) for name in COLUMNS])
     split = read_table("data/status/split.parquet", schema=schema)
-    found = clean(raw, split, load_fleet_spec(raw / "fleet.yaml"), params.clean, params.seed)
+    fleet = load_fleet_spec(raw / "fleet.yaml")
+    found = clean(raw, split, fleet, params.clean, params.seed, params.train.baseline)
     write_table("data/status/clean.parquet", found.table)
     write_text("data/cleaning/removed.csv", removed_csv(found.intervals))
     write_json("data/cleaning/worst.json", found.worst)

@@ -301,8 +301,10 @@ def _stage_rest(source: Source, staging: Path, spec: FleetSpec, log: pa.Table, f
         (staging / "truth.given").write_bytes(truth[1])
         write_table(staging / "truth.parquet", read_table(staging / "truth.given", schema=TRUTH_SCHEMA))
     if source.place.local is not None:  # people's answers are files of a folder here
-        carry_releases(source.place.local, staging)
-        carry_answers(source.place.local, staging)
+        label = source.place.label  # messages name files as the person named the folder
+        folder = source.place.local if "://" in label else Path(label)
+        carry_releases(folder, staging)
+        carry_answers(folder, staging)
 
 
 def _move_in(staging: Path, out: Path, days: dict[str, str]) -> tuple[int, int]:

@@ -30,7 +30,7 @@ class LogStatus(IntEnum):
     HEALTHY = 0
     UNCONFIRMED = 1
     UNTAGGED = 2
-    ALERT = 3  # confirmed by a person
+    ALERT = 3  # confirmed by a person, and the horizon before it
     RUN_IN = 4
     HORIZON = 5
     REPAIR = 6
@@ -50,6 +50,10 @@ class Intervals:
     machine_K: npt.NDArray[np.int32]
     start_K: IntN
     end_K: IntN
+
+    def begun_before(self, microseconds: int) -> Intervals:
+        """The same intervals, each begun so much earlier."""
+        return Intervals(self.machine_K, self.start_K - microseconds, self.end_K)
 
     def where(self, mask_K: BoolN) -> Intervals:
         """The intervals that the mask keeps."""

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from pipeline.clock import Clock, is_text
 from pipeline.errors import ContractError
-from pipeline.findings import Severity, errors_of
+from pipeline.findings import Severity
+from pipeline.interval_lines import refuse
 from pipeline.layout import MaintenanceLayout
 from pipeline.maintenance_entries import examine_log
 from pipeline.schema import (
@@ -44,8 +45,7 @@ def read_maintenance(
         ContractError: the first of the errors that `examine_log` finds, with its line.
     """
     log = examine_log(path, clock, layout, data)
-    for finding in errors_of(log.findings):
-        raise finding.error()
+    refuse(log.findings)
     said = [str(finding.error()) for finding in log.findings if finding.severity is Severity.WARNING]
     more = [f"{path.name}: {len(said) - MOST_SAID} more warnings, which `hearken check` lists"]
     return sorted_log(log.table()), said[:MOST_SAID] + (more if len(said) > MOST_SAID else [])

@@ -81,7 +81,8 @@ def split(
         maintenance: MAINTENANCE_SCHEMA; entries of unknown machines are ignored and counted.
         failures: FAILURE_SCHEMA, with the role (tune or test) that each failure has for ever.
         params: split section.
-        feedback: FEEDBACK_SCHEMA; rows of confirmed alerts are not healthy, those of open ones do not train.
+        feedback: FEEDBACK_SCHEMA; rows of a confirmed alert and of the horizon before it are not healthy, those of an
+            open one neither train nor validate, a dismissed one changes nothing. Unknown machines are counted.
 
     Raises:
         ContractError: no healthy rows, or none left to train or to calibrate on.
@@ -113,7 +114,7 @@ def split(
         "failures": _failure_metrics(rows, role_N, tunes_K, failures, machines),
         "machine_epochs": _pairs(machine_N, epoch_N),
         "boundaries": _boundary_metrics(rows.edges, machines, params),
-        "notes": _notes(rows, role_N, recut, machines, maintenance, failures, params),
+        "notes": _notes(rows, role_N, recut, machines, maintenance, failures, feedback, params),
     }
     return SplitResult(pa.Table.from_arrays(columns, schema=SPLIT_SCHEMA), metrics)
 
@@ -141,7 +142,8 @@ def _rows(
     status_N, owner_N = log_status(timeline, time_us_N, kept_N, newest_N, machines, maintenance, failures, params)
     newest = int(time_us_N.max(initial=0))
     confirmed, opened = (alerts_of(feedback, state, newest, machines) for state in ("confirmed", "open"))
-    status_N[timeline.covered(confirmed, closed=True) & (status_N < LogStatus.ALERT)] = LogStatus.ALERT
+    ill = confirmed.begun_before(round(params.horizon_hours * MICROSECONDS_PER_HOUR))
+    status_N[timeline.covered(ill, closed=True) & (status_N < LogStatus.ALERT)] = LogStatus.ALERT
     open_N = timeline.covered(opened, closed=True)
     fitting = [LogStatus.HEALTHY] if change is None else [LogStatus.HEALTHY, LogStatus.UNCONFIRMED]
     healthy_N = np.isin(status_N, fitting)
@@ -258,6 +260,7 @@ def _notes(
     machines: Sequence[str],
     maintenance: pa.Table,
     failures: pa.Table,
+    feedback: pa.Table,
     params: SplitParams,
 ) -> list[str]:
     """What a reader must know about this split, in sentences."""
@@ -269,11 +272,10 @@ def _notes(
     if params.unseen_machine_share > 0 and not rows.unseen_M.any():
         notes.append("No machine is held out as unseen: the hash takes none of them, or would take all.")
     known = set(machines)
-    strangers = [name for name in maintenance["machine_id"].to_pylist() if name not in known]
-    if strangers:
-        notes.append(
-            f"The maintenance log has {len(strangers)} entries of machines without spectra ({len(set(strangers))})."
-        )
+    for what, table in (("The maintenance log has {} entries", maintenance), ("Feedback has {} alerts", feedback)):
+        strangers = [name for name in table["machine_id"].to_pylist() if name not in known]
+        if strangers:
+            notes.append(f"{what.format(len(strangers))} of machines without spectra ({len(set(strangers))}).")
     if not failures.num_rows:
         notes.append("The log holds no failure: nothing can be tuned, and no failure can be caught or missed.")
     if recut:

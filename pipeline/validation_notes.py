@@ -46,7 +46,7 @@ def set_notes(
     )
     for what, strangers in (
         ("The maintenance log names", sorted(set(log) - known)),
-        ("Releases from quarantine name", sorted({release.machine_id for release in releases} - known - {""})),
+        ("Releases from quarantine name", sorted({release.machine for release in releases} - known - {""})),
     ):
         if strangers:
             notes.append(f"{what} {_count(len(strangers), 'machine')} without spectra: {_some(strangers)}.")

@@ -7,56 +7,82 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.answers import carry_answers, parse_corrections, read_corrections, read_feedback
+from pipeline.answers import carry_answers, corrections_csv, examine_corrections, read_corrections, read_feedback
 from pipeline.errors import ContractError
 from pipeline.log_status import alerts_of
 from pipeline.schema import FEEDBACK_SCHEMA
 from pipeline.store import write_table, write_text
 
 HEADER = "machine_id,start,end,action,note\n"
-WHERE = Path("corrections.csv")
 
 
-def lines(*entries: str) -> str:
-    return HEADER + "".join(f"{entry}\n" for entry in entries)
+def written(folder: Path, *entries: str) -> Path:
+    write_text(folder / "corrections.csv", HEADER + "".join(f"{entry}\n" for entry in entries))
+    return folder
 
 
-def test_times_are_utc_unless_they_have_a_zone_and_blank_lines_say_nothing() -> None:
-    text = lines("m1,1970-01-01T01:00:00+01:00,1970-01-01T00:00:01,keep,", "", "m2,1970-01-02,1970-01-03,remove,why")
-    first, second = parse_corrections("\n".join(text.splitlines()), WHERE)
+def test_times_are_utc_unless_they_have_a_zone_and_blank_lines_say_nothing(tmp_path: Path) -> None:
+    entries = "m1,1970-01-01T01:00:00+01:00,1970-01-01T00:00:01,keep,", "", "m2,1970-01-02,1970-01-03,remove,why"
+    first, second = read_corrections(written(tmp_path, *entries), ["m1", "m2"])
     assert (first.start_us, first.end_us, first.keep) == (0, 1_000_000, True)
-    assert (second.machine, second.keep, second.note, second.line) == ("m2", False, "why", 4)
+    assert (second.machine, second.action, second.note, second.place) == ("m2", "remove", "why", "line 4")
 
 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (["m1,1970-01-02,1970-01-01,keep,"], r"end: got a time before start.*line 2"),
+        (["m1,1970-01-02,1970-01-01,keep,"], r"end: got a time before start.*csv, line 2"),
         (["m1,1970-01-01,1970-01-02,keep,", "m1,yesterday,1970-01-02,keep,"], r"start: got 'yesterday'.*line 3"),
         (["m1,1970-01-01,,keep,"], r"end: got nothing.*line 2"),
+        (["m1,,1970-01-01,keep,"], r"start: got nothing.*line 2"),
         (["m1,1970-01-01,1970-01-02,drop,"], r"action: got 'drop', expected keep or remove.*line 2"),
+        (["m1,1970-01-01,1970-01-02,,"], r"action: got nothing.*line 2"),
         ([",1970-01-01,1970-01-02,keep,"], r"machine_id: got nothing.*line 2"),
+        (["M1,1970-01-01,1970-01-02,keep,"], r"machine_id: got 'M1', expected a machine .*; m1 is near.*line 2"),
         (
             ["m1,1970-01-01,1970-01-05,keep,", "m2,1970-01-01,1970-01-05,remove,", "m1,1970-01-04,1970-01-06,remove,"],
-            r"line 2 says the contrary of the same time.*line 4",
+            r"action: got remove where line 2 says keep of the same time.*line 4",
         ),
+        (["m1,1970-01-01,1970-01-01,keep,", "m1,1970-01-01,1970-01-02,remove,"], r"line 2 says keep.*line 3"),
     ],
 )
-def test_wrong_intervals_name_their_line(entries: list[str], message: str) -> None:
+def test_wrong_intervals_name_their_line(tmp_path: Path, entries: list[str], message: str) -> None:
     with pytest.raises(ContractError, match=message):
-        parse_corrections(lines(*entries), WHERE)
+        read_corrections(written(tmp_path, *entries), ["m1", "m2"])
 
 
-def test_a_missing_column_is_named() -> None:
-    with pytest.raises(ContractError, match="got no end, action"):
-        parse_corrections("machine_id,start\n", WHERE)
+def test_all_that_is_wrong_is_found_at_once(tmp_path: Path) -> None:
+    wrong = ["m1,1970-01-02,1970-01-01,drop,", "m1,1970-01-02,1970-01-03,keep,", "m1,x,1970-01-03,keep,"]
+    right, findings = examine_corrections(written(tmp_path, *wrong) / "corrections.csv")
+    assert [each.place for each in right] == ["line 3"]
+    assert [(found.place, found.what) for found in findings] == [
+        ("line 2", "end"),
+        ("line 2", "action"),
+        ("line 4", "start"),
+    ]
 
 
-def test_unknown_machines_are_refused(tmp_path: Path) -> None:
-    write_text(tmp_path / "corrections.csv", lines("m1,1970-01-01,1970-01-02,keep,"))
-    assert len(read_corrections(tmp_path, ["m1"])) == 1
-    with pytest.raises(ContractError, match=r"machine_id: got 'm1'.*line 2"):
-        read_corrections(tmp_path, ["m2"])
+def test_intervals_that_touch_do_not_contradict_each_other(tmp_path: Path) -> None:
+    entries = "m1,1970-01-02,1970-01-03,remove,", "m1,1970-01-01,1970-01-02,keep,"
+    assert len(read_corrections(written(tmp_path, *entries), ["m1"])) == 2
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    write_text(tmp_path / "corrections.csv", "machine_id,start,END\n")
+    with pytest.raises(ContractError, match=r"got no end \(but END\), no action"):
+        read_corrections(tmp_path, [])
+
+
+def test_lines_of_the_list_of_removed_intervals_can_be_copied(tmp_path: Path) -> None:
+    columns = ["machine_id", "start", "end", "action", "note", "rows", "evidence", "reason", "state"]
+    names = ["m1", "=m", "# m", "'=m", 'm,"x"']
+    removed = corrections_csv(
+        [[name, "1970-01-01", "1970-01-02", "remove", "", "4", "7.5", "residual", "removed"] for name in names], columns
+    )
+    write_text(tmp_path / "corrections.csv", removed)
+    assert [each.machine for each in read_corrections(tmp_path, names)] == names
+    write_text(tmp_path / "corrections.csv", HEADER + removed.split("\n", 1)[1])  # below a shorter first line
+    assert [each.machine for each in read_corrections(tmp_path, names)] == names
 
 
 def feedback(*alerts: tuple[str, int, int | None, str]) -> pa.Table:
@@ -67,17 +93,14 @@ def feedback(*alerts: tuple[str, int, int | None, str]) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=FEEDBACK_SCHEMA)
 
 
-def test_answers_are_carried_and_go_when_they_are_gone(tmp_path: Path) -> None:
-    source, snapshot = tmp_path / "source", tmp_path / "raw"
-    write_text(source / "corrections.csv", lines("m1,1970-01-01,1970-01-02,keep,"))
+def test_answers_are_carried_as_they_are(tmp_path: Path) -> None:
+    source, staging = tmp_path / "source", tmp_path / "raw"
+    written(source, "# a comment", "m1,1970-01-01,1970-01-02,keep,")
     write_table(source / "feedback.parquet", feedback(("m1", 1, 2, "open")))
-    snapshot.mkdir()
-    carry_answers(source, snapshot)
-    assert read_feedback(snapshot).num_rows == len(read_corrections(snapshot, ["m1"])) == 1
-    (source / "corrections.csv").unlink()
-    (source / "feedback.parquet").unlink()
-    carry_answers(source, snapshot)
-    assert not list(snapshot.iterdir())
+    staging.mkdir()
+    carry_answers(source, staging)
+    assert read_feedback(staging).num_rows == 1
+    assert (staging / "corrections.csv").read_bytes() == (source / "corrections.csv").read_bytes()
 
 
 def test_feedback_is_checked(tmp_path: Path) -> None:

@@ -237,3 +237,23 @@ def test_the_command_exits_with_2_where_there_are_errors(
 
 def test_an_open_end_is_far_from_every_row() -> None:
     assert np.datetime64(OPEN_END, "us") > np.datetime64("2150-01-01")
+
+
+def test_answers_of_people_are_looked_at_too(tmp_path: Path) -> None:
+    folder = plant(tmp_path)
+    head, day = "machine_id,start,end,", "2025-03-01,2025-03-02"
+    (folder / "corrections.csv").write_text(f"{head}action\npump 1,{day},remove it\npump 2,{day},keep\n")
+    (folder / "quarantine_releases.csv").write_text(f"{head}reason\npump 1,2025-03-02,2025-03-01,flat\n,{day},flat\n")
+    assert said(check(folder)) == [
+        ("error", "corrections.csv", "line 2", "action"),
+        ("warning", "corrections.csv", "", "machine_id"),
+        ("error", "quarantine_releases.csv", "line 2", "end"),
+    ]
+
+
+def test_ingest_refuses_the_answers_that_check_calls_wrong(tmp_path: Path) -> None:
+    folder = plant(tmp_path / "plant")
+    (folder / "corrections.csv").write_text("machine_id,start,end,action\npump 1,2025-03-02,2025-03-01,keep\n")
+    assert check(folder).count(Severity.ERROR) == 1
+    with pytest.raises(ContractError, match=r"corrections\.csv, line 2"):
+        ingest(folder, tmp_path / "raw", IngestParams(), horizon_hours=24, tune_share=0.5)

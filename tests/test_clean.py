@@ -12,7 +12,7 @@ from cleaning_fleet import BINS, HOURS, NAMES, ROLES, Fleet
 from pipeline.clean import clean, main
 from pipeline.cleaning.figures import removed_csv
 from pipeline.errors import ContractError
-from pipeline.params import CleanParams
+from pipeline.params import BaselineParams, CleanParams
 from pipeline.schema import CLEAN_SCHEMA, FleetSpec, Role
 from pipeline.store import read_json, read_table, write_table, write_text
 
@@ -23,7 +23,7 @@ HEADER = "machine_id,start,end,action,note\n"
 def cleaned(fleet: Fleet, folder: Path, **params):
     condition = params.pop("condition", True)
     split = fleet.write(folder, condition=condition)
-    return clean(folder, split, SPEC, CleanParams(**params), 0)
+    return clean(folder, split, SPEC, CleanParams(**params), 0, BaselineParams())
 
 
 def removed_hours(fleet: Fleet, found) -> np.ndarray:
@@ -159,7 +159,7 @@ def test_the_gate_keeps_the_raw_rows_where_cleaning_does_harm(tmp_path: Path) ->
 def test_hostile_names_reach_no_path_and_no_formula(faulty: Fleet, tmp_path: Path) -> None:
     names = [*NAMES[:2], '=cmd|"/../../x",', *NAMES[3:]]
     split = faulty.write(tmp_path, names=names)
-    found = clean(tmp_path, split, SPEC, CleanParams(), 0)
+    found = clean(tmp_path, split, SPEC, CleanParams(), 0, BaselineParams())
     text = removed_csv(found.intervals)
     assert '"\'=cmd|""/../../x"","' in text
     assert found.worst[0]["machine"] in names

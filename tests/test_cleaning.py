@@ -20,7 +20,7 @@ from pipeline.schema import times_us
 def rows_and_vectors(fleet: Fleet, folder: Path):
     split = fleet.write(folder)
     rows = select(split, np.ones(split.num_rows, bool), times_us(split["timestamp"]), 6.0)
-    return rows, episode_vectors(folder, rows, BINS, log=True, seed=0)
+    return rows, episode_vectors(folder, rows, BINS, condition_column="condition", log=True, seed=0)
 
 
 def test_vectors_are_the_means_of_their_rows(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pipeline.cleaning.regimes import MAX_CONDITIONS, Levels, fit_levels
 from pipeline.detectors.baseline import FLOOR_OF_MEDIAN, spectra_features
 from pipeline.errors import ContractError
 from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FloatNF, IntN, codes_and_names, spectra_view
-from pipeline.store import open_parquet, read_batches
+from pipeline.store import column_names, context_text, read_batches
 
 FIT_ROWS = 200_000  # rows of whole episodes from which limits, noise and regimes are learned
 CLIP = 5.0  # robust deviations: a shock of one row must not carry the mean of an episode
@@ -31,7 +31,6 @@ THREADS = 2
 BATCH_ROWS = 32_768
 MAD_OF_NORMAL = 1.4826
 MIN_SCALE = 1e-3  # of a log magnitude
-CONDITION = "condition"
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -127,16 +126,19 @@ class Vectors:
         return np.asarray(self.condition_R[self.regime_V])
 
 
-def episode_vectors(data_set: Path, rows: Selection, bins: int, *, log: bool, seed: int) -> Vectors:
+def episode_vectors(
+    data_set: Path, rows: Selection, bins: int, *, condition_column: str, log: bool, seed: int
+) -> Vectors:
     """Read the selected rows once, in blocks on two threads, and average them by episode and regime.
 
     Before, limits of each bin are learned from a sample of whole episodes: a row counts at most CLIP robust deviations
-    from its own machine's normal, so that a shock stays one row's matter.
+    from its own machine's normal, so that a shock stays one row's matter. Regimes come from `condition_column`; where
+    no file has it, or it tells none apart, they are levels of the spectrum.
 
     Raises:
-        ContractError: a day file is missing, damaged, or has another number of bins.
+        ContractError: a day file is missing, damaged, or has another number of bins; the column is no plain value.
     """
-    reader = Reader(data_set, rows, bins, log)
+    reader = Reader(data_set, rows, bins, condition_column, log)
     chosen_N = sampled_episodes(rows, FIT_ROWS, seed)
     sample = [part for index in range(len(rows.files)) for part in reader.file_rows(index, chosen_N)]
     if not sample:
@@ -210,6 +212,7 @@ class Reader:
     data_set: Path
     rows: Selection
     bins: int
+    condition_column: str
     log: bool
     floor: float = 1e-30
     levels: Levels | None = None
@@ -234,28 +237,28 @@ class Reader:
             wanted, position = wanted[chosen_N[low:high]], position[chosen_N[low:high]]
         if not len(wanted):
             return
-        path = self.data_set / "spectra" / self.rows.files[index]
-        conditioned = self.with_column and CONDITION in open_parquet(path).schema_arrow.names
+        path, column = self.data_set / "spectra" / self.rows.files[index], self.condition_column
+        wanted_too = [column] if self.with_column and column in column_names(path) else []
         begin = 0
-        for table in read_batches(path, ["spectrum", *([CONDITION] if conditioned else [])], BATCH_ROWS):
+        for table in read_batches(path, ["spectrum", *wanted_too], BATCH_ROWS):
             end = begin + table.num_rows
             first, last = np.searchsorted(wanted, [begin, end])
             if first < last:
                 taken = wanted[first:last] - begin
                 view = spectra_view(table["spectrum"], self.bins, path)
-                codes = self._codes(table[CONDITION])[taken] if conditioned else np.zeros(len(taken), np.int32)
+                codes = self._codes(table, path)[taken] if self.with_column else np.zeros(len(taken), np.int32)
                 spectra = view if len(taken) == len(view) else view[taken]
                 yield _Part(position[first:last], spectra, codes)
             begin = end
         if wanted[-1] >= begin:
             raise ContractError.of("rows", got=begin, expected=f"more than {wanted[-1]}", where=path)
 
-    def _codes(self, column: pa.ChunkedArray) -> Int32:
-        """Codes of a condition column that mean the same in every file; null is a condition of its own."""
-        code_N, names = codes_and_names(column.cast(pa.string()))
+    def _codes(self, table: pa.Table, path: Path) -> Int32:
+        """Codes of a table's conditions that mean the same in every file; none at all is a condition of its own."""
+        code_N, names = codes_and_names(context_text(table, self.condition_column, path))
         with self.lock:
-            lookup = [self.names.setdefault(name, len(self.names)) for name in [*names, ""]]
-        return np.asarray(lookup, np.int32)[code_N]  # null: -1, the last
+            lookup = [self.names.setdefault(name, len(self.names)) for name in names]
+        return np.asarray(lookup, np.int32)[code_N]
 
     def file_sums(self, index: int) -> list[_Sums]:
         """Sums by slot of one day file."""
@@ -343,6 +346,6 @@ def _merged(parts: Sequence[_Sums], rows: Selection, reader: Reader, within_CG: 
         machine_R=(key_R >> 32).astype(np.int32),
         conditions=[*names, *("" for _ in range(count - len(names)))][:count] or [""],
         within_CG=within_CG.astype(np.float32),
-        regime_source=CONDITION if reader.levels is None else "levels of the spectrum",
+        regime_source=reader.condition_column if reader.levels is None else "levels of the spectrum",
         floor=reader.floor,
     )

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pipeline.cleaning.episodes import CONDITION
 from pipeline.detectors import Fitting, TrainingRows, fit_baselines
 from pipeline.detectors.linear import PcaDetector
 from pipeline.params import BaselineParams
@@ -61,7 +60,14 @@ class Verdict:
 
 
 def judge_cleaning(
-    data_set: Path, split: pa.Table, removed_N: BoolN, fleet: FleetSpec, max_rows: int, seed: int
+    data_set: Path,
+    split: pa.Table,
+    removed_N: BoolN,
+    fleet: FleetSpec,
+    max_rows: int,
+    seed: int,
+    *,
+    condition_column: str | None,
 ) -> Verdict:
     """Judge removals (N,) of a split table's rows; no test row is read.
 
@@ -72,6 +78,7 @@ def judge_cleaning(
         fleet: what the numbers mean.
         max_rows: of training rows, and of each kind of judged rows; drawn in whole hours beyond it.
         seed: of the draws.
+        condition_column: that names conditions to the quick detector; None: it does not tell them apart.
     """
     train_N = has_role(split, Role.TRAIN)
     if not (removed_N & train_N).any():
@@ -82,7 +89,7 @@ def judge_cleaning(
     wanted_N = np.zeros(len(train_N), bool)
     for part_N in (train_N, *((positive_N, negative_N) if enough else (other_N,))):
         wanted_N |= _sampled(split, part_N, max_rows, seed)
-    rows = load_rows(data_set, split, wanted_N, fleet.bins, CONDITION)
+    rows = load_rows(data_set, split, wanted_N, fleet.bins, condition_column)
     role_N, removed = rows.column("role"), removed_N[wanted_N]
     log = fleet.kind == "spectrum"
     if enough:
@@ -177,16 +184,14 @@ def quick_scores(rows: Rows, fits_N: BoolN, describes_N: BoolN, judged_N: BoolN,
     """Scores of the judged rows by principal components of the fitting rows, in their order.
 
     Args:
-        rows: all rows.
+        rows: all rows; each machine has a baseline of each of their conditions.
         fits_N: that fit the components; every fifth sets the units of Q and T squared.
         describes_N: that fit the machine baselines.
         judged_N: scored.
         log: magnitudes are seen in log.
     """
     describing = rows.keys.take(np.flatnonzero(describes_N))
-    baselines = fit_baselines(
-        rows.spectra[describes_N], describing, scope="machine+condition", condition_column=CONDITION, log=log
-    )
+    baselines = fit_baselines(rows.spectra[describes_N], describing, log=log)
     code_N = baselines.codes(rows.keys)
     index = np.flatnonzero(fits_N)
     reference, train = index[::REFERENCE_EVERY], np.delete(index, np.s_[::REFERENCE_EVERY])
