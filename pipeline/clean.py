@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from pipeline.answers import Correction, read_corrections
 from pipeline.cleaning.episodes import Selection, episode_vectors, select
@@ -203,7 +204,9 @@ def main() -> None:
     raw, params = Path("data/raw"), load_params()
     schema = pa.schema([SPLIT_SCHEMA.field(name) for name in COLUMNS])
     split = read_table("data/status/split.parquet", schema=schema)
-    found = clean(raw, split, load_fleet_spec(raw / "fleet.yaml"), params.clean, params.seed)
+    # matrices are small: two threads share nothing but waiting, ten times as long where another process has a core
+    with threadpool_limits(1, user_api="blas"):
+        found = clean(raw, split, load_fleet_spec(raw / "fleet.yaml"), params.clean, params.seed)
     write_table("data/status/clean.parquet", found.table)
     write_text("data/cleaning/removed.csv", removed_csv(found.intervals))
     write_json("data/cleaning/worst.json", found.worst)
