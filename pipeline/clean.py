@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from pipeline.answers import CORRECTIONS, Correction, read_corrections
 from pipeline.cleaning.episodes import Selection, episode_vectors, select
@@ -231,7 +232,9 @@ def main() -> None:
     schema = pa.schema([SPLIT_SCHEMA.field(name) for name in COLUMNS])
     split = read_table("data/status/split.parquet", schema=schema)
     fleet = load_fleet_spec(raw / "fleet.yaml")
-    found = clean(raw, split, fleet, params.clean, params.seed, params.train.baseline)
+    # matrices are small: two threads share nothing but waiting, ten times as long where another process has a core
+    with threadpool_limits(1, user_api="blas"):
+        found = clean(raw, split, fleet, params.clean, params.seed, params.train.baseline)
     write_table("data/status/clean.parquet", found.table)
     write_text("data/cleaning/removed.csv", removed_csv(found.intervals))
     write_json("data/cleaning/worst.json", found.worst)

@@ -1,4 +1,7 @@
-"""Rows of the status table counted as they stream by: by status, reason and machine."""
+"""Rows of the status table counted as they stream by: by status, reason and machine.
+
+Shape legend: N rows, M machines, S statuses.
+"""
 
 from __future__ import annotations
 
@@ -40,24 +43,24 @@ class Counts:
         reason_N, reasons = codes_and_names(table["reason"])
         machine_N, machines = codes_and_names(table["machine_id"])
         time_us_N = times_us(table["timestamp"])
-        status_N = np.array([STATUSES.index(name) for name in statuses] or [OK])[status_N]
+        status_N = np.array([STATUSES.index(name) for name in statuses] or [OK], np.int32)[status_N]
+        rows_MS = np.bincount(machine_N * len(STATUSES) + status_N, minlength=len(machines) * len(STATUSES))
+        rows_MS = rows_MS.reshape(-1, len(STATUSES))
         self.rows += table.num_rows
-        self.by_status += np.bincount(status_N, minlength=len(STATUSES))
-        trusted = time_us_N[status_N != QUARANTINED]
+        self.by_status += rows_MS.sum(axis=0)
+        trusted = time_us_N[status_N != QUARANTINED] if rows_MS[:, QUARANTINED].any() else time_us_N
         if len(trusted):
             self.first_us, self.last_us = min(self.first_us, int(trusted.min())), max(self.last_us, int(trusted.max()))
         for status in (SUSPECT, QUARANTINED):
-            counts = np.bincount(reason_N[status_N == status], minlength=len(reasons)).tolist()
             found = self.by_reason.setdefault(STATUSES[status], {})
-            for joined_reasons, count in zip(reasons, counts, strict=True):
-                for reason in filter(None, joined_reasons.split("+") if count else []):
+            of_status = reason_N[status_N == status] if rows_MS[:, status].any() else reason_N[:0]
+            for code, count in enumerate(np.bincount(of_status).tolist()):
+                for reason in filter(None, reasons[code].split("+") if count else []):
                     found[reason] = found.get(reason, 0) + count
-        for mask_N, by_machine in (
-            (status_N == OK, self.usable_by_machine),
-            (status_N != OK, self.aside_by_machine),
-        ):
-            for machine, count in zip(machines, np.bincount(machine_N[mask_N], minlength=len(machines)), strict=True):
-                by_machine[machine] = by_machine.get(machine, 0) + int(count)
+        for machine, rows_S in zip(machines, rows_MS.tolist(), strict=True):
+            usable = rows_S[OK]
+            self.usable_by_machine[machine] = self.usable_by_machine.get(machine, 0) + usable
+            self.aside_by_machine[machine] = self.aside_by_machine.get(machine, 0) + sum(rows_S) - usable
         return table
 
     def metrics(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.errors import ContractError
 from pipeline.schema import BoolN, FleetSpec, FloatNF, codes_and_names, spectra_view
 
 ROW_GROUP_ROWS = 65_536  # one leaf column decodes on one thread per row group: small groups read twice as fast
+READ_THREADS = 2
 DAY_PATTERN = "*.parquet"
 
 
@@ -238,22 +240,22 @@ def read_batches(path: Path, columns: Sequence[str] | None = None, rows: int = R
 def read_spectra(data_set: Path | str, status: pa.Table, selected_N: BoolN, bins: int) -> FloatNF:
     """The spectra of the selected rows of a status table, in its order, as one (n, F) float32 array.
 
-    The status table is in the order of (file, row), as every stage writes it. Streams: peak memory is the array and one
-    batch. Only files that hold a selected row are opened.
+    The status table is in the order of (file, row), as every stage writes it. Only row groups that hold a selected row
+    are decoded, on two threads: peak memory is the array and two of them.
 
     Raises:
         ContractError: a day file is missing, damaged, or has another number of bins.
     """
     spectra_NF = np.empty((int(selected_N.sum()), bins), np.float32)
-    filled = 0
-    for path, table, index in _selected_batches(data_set, status, selected_N, "spectrum"):
-        view = spectra_view(table["spectrum"], bins, path)
-        target = spectra_NF[filled : filled + len(index)]
-        if len(index) == table.num_rows:
-            target[:] = view
-        else:
-            np.take(view, index, axis=0, out=target)
-        filled += len(index)
+
+    def fill(part: tuple[Path, int, np.ndarray, int]) -> None:
+        path, group, index, begin = part
+        view = spectra_view(read_row_group(path, group, ["spectrum"])["spectrum"], bins, path)
+        np.take(view, index, axis=0, out=spectra_NF[begin : begin + len(index)])
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for _ in pool.map(fill, _selected_groups(data_set, status, selected_N)):
+            pass
     return spectra_NF
 
 
@@ -323,6 +325,23 @@ def _selected_batches(
             begin = end
         if len(indices) and indices[-1] >= begin:
             raise ContractError.of("rows", got=begin, expected=f"more than {indices[-1]}", where=path)
+
+
+def _selected_groups(
+    data_set: Path | str, status: pa.Table, selected_N: BoolN
+) -> Iterator[tuple[Path, int, np.ndarray, int]]:
+    """Row groups that hold selected rows: file, number, the rows' numbers in it, how many selected rows come before."""
+    file_codes, files = codes_and_names(status["file"])
+    rows, before = status["row"].to_numpy(), 0
+    for path, indices in _runs_of_files(file_codes, files, rows, selected_N, Path(data_set) / "spectra"):
+        bounds = np.cumsum([0, *row_group_rows(path)])
+        if indices[-1] >= bounds[-1]:
+            raise ContractError.of("rows", got=bounds[-1], expected=f"more than {indices[-1]}", where=path)
+        places = np.searchsorted(indices, bounds)
+        for group in np.flatnonzero(np.diff(places)).tolist():
+            first, last = int(places[group]), int(places[group + 1])
+            yield path, group, indices[first:last] - bounds[group], before + first
+        before += len(indices)
 
 
 def _runs_of_files(

@@ -10,10 +10,11 @@ import pytest
 from cleaning_fleet import BINS, HOURS, NAMES, ROLES, Fleet
 
 from pipeline.clean import clean, main
+from pipeline.cleaning.episodes import sampled_episodes, select
 from pipeline.cleaning.figures import removed_csv
 from pipeline.errors import ContractError
 from pipeline.params import BaselineParams, CleanParams
-from pipeline.schema import CLEAN_SCHEMA, FleetSpec, Role
+from pipeline.schema import CLEAN_SCHEMA, FleetSpec, Role, times_us
 from pipeline.store import read_json, read_table, write_table, write_text
 
 SPEC = FleetSpec(bins=BINS)
@@ -119,6 +120,27 @@ def test_the_list_of_removed_intervals_can_be_given_back_as_corrections(faulty: 
     assert cleaned(faulty, tmp_path).metrics["removed"] == 0
 
 
+def test_limits_learned_from_a_few_days_find_the_same_faults(
+    faulty: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = removed_hours(faulty, cleaned(faulty, tmp_path))
+    monkeypatch.setattr("pipeline.cleaning.episodes.FIT_ROWS", 1000)
+    sampled = removed_hours(faulty, cleaned(faulty, tmp_path))
+    assert whole.sum() > 80
+    assert (whole != sampled).sum() < 0.1 * whole.sum()
+
+
+def test_a_sample_takes_whole_episodes_of_every_machine_from_half_of_the_days(tmp_path: Path) -> None:
+    split = Fleet().write(tmp_path)
+    rows = select(split, np.ones(split.num_rows, bool), times_us(split["timestamp"]), 6.0)
+    chosen = sampled_episodes(rows, 600, seed=0)
+    assert 500 < chosen.sum() < 700
+    assert set(np.bincount(rows.episode_N[chosen])) == {0, 6}
+    assert set(rows.machine_N[chosen]) == set(range(len(NAMES)))
+    assert len(set(rows.file_N[chosen])) <= 12 < len(rows.files)
+    assert sampled_episodes(rows, len(rows), seed=0).all()
+
+
 def test_a_correction_of_an_unknown_machine_names_its_line(tmp_path: Path) -> None:
     write_text(
         tmp_path / "corrections.csv", HEADER + "m1,1970-01-02,1970-01-03,keep,\nm99,1970-01-02,1970-01-03,keep,\n"
@@ -186,6 +208,8 @@ def test_the_stage_writes_its_outputs(faulty: Fleet, tmp_path: Path, monkeypatch
         == len(worst[0]["removed"]["spectra"][0])
         == len(worst[0]["normal"]["spectra"][0])
     )
+    days = {time[:10] for time in worst[0]["normal"]["times"]}
+    assert 6 <= len(days) <= 12  # of 24: what is drawn is read from few files
     assert (
         Path("data/cleaning/removed.csv").read_text().count("\n")
         == len(read_json("metrics/cleaning.json")["worst_episodes"]) + 1

@@ -52,6 +52,32 @@ def test_days_are_told_their_warnings():
     assert suite(rule("odd", "warn", column="peak", max_value=3), name="days").failures(FRAME).tolist() == [0, 0, 0, 1]
 
 
+def test_rows_that_miss_a_number_are_checked_apart_in_a_large_frame_and_no_rule_forgets_them():
+    rows = 100_000
+    frame = pd.DataFrame({"energy": np.ones(rows), "peak": np.ones(rows)})
+    frame.loc[[3, 70_000], "energy"] = np.nan
+    frame.loc[[9, 70_000], "peak"] = 5.0
+    frame.loc[9, "energy"] = 7.0
+    pair = {"column_A": "energy", "column_B": "peak", "or_equal": True, "ignore_row_if": "neither"}
+    found = suite(
+        rule("high", max_value=4),
+        rule("peak", column="peak", max_value=4),
+        Rule.of({"type": "expect_table_row_count_to_be_between", "kwargs": {"min_value": 9}, "severity": "info"}, ""),
+        Rule.of({"type": "expect_column_pair_values_a_to_be_greater_than_b", "kwargs": pair}, ""),
+        Rule.of({"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "energy"}}, ""),
+    )
+    bits = found.failures(frame)
+    marked = {row: int(bits[row]) for row in np.flatnonzero(bits).tolist()}
+    assert marked == {3: 0b11000, 9: 0b00011, 70_000: 0b11010}
+    assert [(each.evaluated, each.unexpected) for each in found.findings()] == [
+        (rows, 1),
+        (rows, 2),
+        (rows, 0),
+        (rows, 2),
+        (rows, 2),
+    ]
+
+
 def test_a_rule_that_rejects_stops():
     with pytest.raises(ContractError, match=r"data set \(high\): got 1 rows that break it"):
         suite(rule("high", "reject", max_value=4)).failures(FRAME)

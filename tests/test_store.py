@@ -232,6 +232,17 @@ def test_selected_spectra_come_in_the_order_of_the_status_table(
     assert store.read_spectra(tmp_path, keys, np.zeros(100, bool), BINS).shape == (0, BINS)
 
 
+def test_selected_spectra_come_from_any_row_group_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "spectra").mkdir()
+    for name, first in (("a.parquet", 0), ("b.parquet", 50)):
+        pq.write_table(day(first, 50), tmp_path / "spectra" / name, row_group_size=8)
+    keys = status([("a.parquet", list(range(50))), ("b.parquet", list(range(50)))])
+    chosen = np.zeros(100, bool)
+    chosen[[0, 7, 8, 30, 49, 50, 65, 99]] = True
+    spectra_NF = store.read_spectra(tmp_path, keys, chosen, BINS)
+    assert spectra_NF[:, 0].tolist() == [0, 7, 8, 30, 49, 50, 65, 99]
+
+
 def test_context_comes_as_text_in_the_order_of_the_status_table(tmp_path: Path) -> None:
     (tmp_path / "spectra").mkdir()
     contexts = {"d1": pa.array(["cut", None, "idle"]).dictionary_encode(), "d2": None, "d3": pa.array([7, 8, 7])}

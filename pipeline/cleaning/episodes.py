@@ -1,7 +1,7 @@
 """Episodes of a machine and the mean spectrum of each in each regime: all that the statistics of cleaning look at.
 
 A faint fault hides in the noise of one row, not in the mean of an episode's rows: with n rows the noise is sqrt(n)
-times smaller. And a machine that idles is compared with itself idling. The rows are read once, in blocks, however many.
+times smaller. And a machine that idles is compared with itself idling. The rows are read in blocks, however many.
 
 Shape legend: N rows (those looked at), E episodes (machine, epoch, block of hours), V vectors (an episode in a regime),
 R machine regimes (machine, epoch, condition), C conditions, G = F + 1 features (the bins, then the total energy).
@@ -13,10 +13,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 
 from pipeline.cleaning.regimes import MAX_CONDITIONS, Levels, fit_levels
@@ -26,6 +28,7 @@ from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FloatNF, IntN, codes_a
 from pipeline.store import column_names, context_text, read_batches
 
 FIT_ROWS = 200_000  # rows of whole episodes from which limits, noise and regimes are learned
+FIT_FILES = 12  # day files that they come from, where there are twice as many or more
 CLIP = 5.0  # robust deviations: a shock of one row must not carry the mean of an episode
 THREADS = 2
 BATCH_ROWS = 32_768
@@ -89,7 +92,7 @@ def select(split: pa.Table, looked_at_N: BoolN, times: IntN, episode_hours: floa
     first, epochs = int(block_N.min()), int(epoch_N.max()) + 1
     blocks = int(block_N.max()) - first + 1
     key_N = (machine_N.astype(np.int64) * epochs + epoch_N) * blocks + (block_N - first)
-    key_E, episode_N = np.unique(key_N, return_inverse=True)
+    episode_N, key_E = pd.factorize(key_N, sort=True)  # a sort of all rows would take ten times as long
     return Selection(
         file_N=file_N[looked_at_N],
         files=files,
@@ -129,11 +132,11 @@ class Vectors:
 def episode_vectors(
     data_set: Path, rows: Selection, bins: int, *, condition_column: str, log: bool, seed: int
 ) -> Vectors:
-    """Read the selected rows once, in blocks on two threads, and average them by episode and regime.
+    """Read the selected rows, in blocks on two threads, and average them by episode and regime.
 
-    Before, limits of each bin are learned from a sample of whole episodes: a row counts at most CLIP robust deviations
-    from its own machine's normal, so that a shock stays one row's matter. Regimes come from `condition_column`; where
-    no file has it, or it tells none apart, they are levels of the spectrum.
+    Before, limits of each bin are learned from a sample of episodes: a row counts at most CLIP robust deviations from
+    its own machine's normal, so that a shock stays one row's matter. Regimes come from `condition_column`; where no
+    file has it, or it tells none apart, they are levels of the spectrum.
 
     Raises:
         ContractError: a day file is missing, damaged, or has another number of bins; the column is no plain value.
@@ -154,21 +157,32 @@ def episode_vectors(
         reader.levels = fit_levels(feature_NG, rows.machine_N[position_N], day_N, len(rows.machines))
         condition_N = reader.levels.codes(feature_NG, rows.machine_N[position_N])
     reader.limits = _limits(feature_NG, rows, position_N, condition_N)
-    clipped_NG = reader.limits.clip(feature_NG, rows, position_N, condition_N)
-    within_CG = _within(clipped_NG, rows.episode_N[position_N], condition_N)
+    reader.limits.clip(feature_NG, rows, position_N, condition_N)
+    within_CG = _within(feature_NG, rows.episode_N[position_N], condition_N)
     with ThreadPoolExecutor(THREADS) as pool:
         parts = [part for found in pool.map(reader.file_sums, range(len(rows.files))) for part in found]
     return _merged(parts, rows, reader, within_CG)
 
 
 def sampled_episodes(rows: Selection, wanted: int, seed: int) -> BoolN:
-    """Which rows (N,) belong to a sample of whole episodes, evenly spread over each machine, of about `wanted` rows."""
-    step = -(-len(rows) // wanted)
-    if step <= 1:
+    """Which rows (N,) belong to a sample of episodes, evenly spread over each machine, of about `wanted` rows.
+
+    A day file is decoded whole, however few of its rows are wanted. So the sample comes from one file of every few,
+    drawn at random: every seventh would always be a Sunday's.
+    """
+    if len(rows) <= wanted:
         return np.ones(len(rows), bool)
-    start_M = np.random.default_rng(seed).integers(step, size=len(rows.machines))
-    chosen_E = (np.arange(len(rows.block_E)) + start_M[rows.machine_E]) % step == 0
-    return np.asarray(chosen_E[rows.episode_N])
+    rng = np.random.default_rng(seed)
+    files = np.unique(rows.file_N)
+    every = max(1, min(len(files) // FIT_FILES, len(rows) // wanted))
+    starts = np.arange(0, len(files), every)
+    drawn = files[np.minimum(starts + rng.integers(every, size=len(starts)), len(files) - 1)]
+    read_N = np.isin(rows.file_N, drawn, kind="table")
+    read_E = np.bincount(rows.episode_N, read_N, len(rows.block_E)) > 0
+    step = -(-int(read_N.sum()) // wanted)
+    start_M = rng.integers(step, size=len(rows.machines))
+    chosen_E = read_E & ((np.cumsum(read_E) + start_M[rows.machine_E]) % step == 0)
+    return np.asarray(chosen_E[rows.episode_N] & read_N)
 
 
 @dataclass(frozen=True)
@@ -197,12 +211,15 @@ class _Limits:
     low_RG: Float32
     high_RG: Float32
 
-    def clip(self, feature_NG: Float32, rows: Selection, position_N: IntN, condition_N: Int32) -> Float32:
+    def clip(self, feature_NG: Float32, rows: Selection, position_N: IntN, condition_N: Int32) -> None:
+        """Hold features within their limits, in place, run by run: limits for each row would be twice the memory."""
         key_N = regime_keys(rows.machine_N[position_N], rows.epoch_N[position_N], condition_N)
-        index_N = np.minimum(np.searchsorted(self.key_R, key_N), len(self.key_R) - 1)
-        known_N = self.key_R[index_N] == key_N
-        clipped_NG = np.clip(feature_NG, self.low_RG[index_N], self.high_RG[index_N])
-        return clipped_NG if known_N.all() else np.where(known_N[:, None], clipped_NG, feature_NG)
+        bounds = [0, *(np.flatnonzero(np.diff(key_N)) + 1).tolist(), len(key_N)]
+        index_S = np.searchsorted(self.key_R, key_N[bounds[:-1]])
+        for (begin, end), index in zip(pairwise(bounds), index_S.tolist(), strict=True):
+            if index < len(self.key_R) and self.key_R[index] == key_N[begin]:
+                part = feature_NG[begin:end]
+                np.clip(part, self.low_RG[index], self.high_RG[index], out=part)
 
 
 @dataclass
@@ -269,12 +286,16 @@ class Reader:
             if self.levels is not None:
                 condition_N = self.levels.codes(feature_NG, self.rows.machine_N[part.position_N])
             condition_N = np.minimum(condition_N, MAX_CONDITIONS - 1)
+            position_N = part.position_N
+            slot_N = self.rows.episode_N[position_N].astype(np.int64) * MAX_CONDITIONS + condition_N
+            if np.any(slot_N[1:] < slot_N[:-1]):  # rows of a file stand by machine and time, not by condition
+                order = np.argsort(slot_N, kind="stable")
+                slot_N, position_N, condition_N = slot_N[order], position_N[order], condition_N[order]
+                feature_NG = feature_NG[order]
             if self.limits is not None:
-                feature_NG = self.limits.clip(feature_NG, self.rows, part.position_N, condition_N)
-            slot_N = self.rows.episode_N[part.position_N].astype(np.int64) * MAX_CONDITIONS + condition_N
-            order = np.argsort(slot_N, kind="stable")
-            slot_S, first_S, rows_S = np.unique(slot_N[order], return_index=True, return_counts=True)
-            found.append(_Sums(slot_S, rows_S, np.add.reduceat(feature_NG[order], first_S, axis=0)))
+                self.limits.clip(feature_NG, self.rows, position_N, condition_N)
+            slot_S, first_S, rows_S = np.unique(slot_N, return_index=True, return_counts=True)
+            found.append(_Sums(slot_S, rows_S, np.add.reduceat(feature_NG, first_S, axis=0)))
         return found
 
 

@@ -24,6 +24,7 @@ RESIDUAL, CORRECTION = "residual", "correction"
 LISTED = 10
 WORST = 6  # intervals drawn as heat maps
 DRAWN = 48  # spectra of each
+DRAWN_DAYS = 12  # that the normal ones come from: each day file is decoded whole
 CSV_COLUMNS = (*COLUMNS, "rows", "evidence", "reason", "state")
 
 
@@ -50,7 +51,9 @@ def intervals_of(rows: Selection, marked_N: BoolN, removed_N: BoolN, reason: str
         reason: of all of them.
         evidence_E: of the episodes.
     """
-    order = np.lexsort((rows.time_us_N, rows.machine_N))
+    with_marked_M = np.bincount(rows.machine_N[marked_N], minlength=len(rows.machines)) > 0
+    looked_through = np.flatnonzero(with_marked_M[rows.machine_N])
+    order = looked_through[np.lexsort((rows.time_us_N[looked_through], rows.machine_N[looked_through]))]
     marked, machine = marked_N[order], rows.machine_N[order]
     joined = marked[1:] & marked[:-1] & (machine[1:] == machine[:-1])
     starts, ends = np.flatnonzero(marked & ~np.r_[False, joined]), np.flatnonzero(marked & ~np.r_[joined, False])
@@ -144,7 +147,8 @@ def heat_maps(
     for each in chosen:
         mine = np.flatnonzero(rows.machine_N == rows.machines.index(each.machine))
         inside = (rows.time_us_N[mine] >= each.start_us) & (rows.time_us_N[mine] <= each.end_us)
-        picked.append((_spread(rows, mine[inside]), _spread(rows, mine[~inside & ~removed_N[mine]])))
+        normal = _of_some_days(rows, mine[~inside & ~removed_N[mine]], np.unique(rows.file_N))
+        picked.append((_spread(rows, mine[inside]), _spread(rows, normal)))
     if not picked:
         return []
     taken = np.unique(np.concatenate([part for pair in picked for part in pair]))
@@ -174,6 +178,13 @@ def heat_maps(
         }
         for each, (inside, outside) in zip(chosen, picked, strict=True)
     ]
+
+
+def _of_some_days(rows: Selection, index: npt.NDArray[np.int64], files: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Those of the rows that are of DRAWN_DAYS days, evenly spread and the same for every machine; all if none is."""
+    days = files[np.unique(np.linspace(0, len(files) - 1, DRAWN_DAYS).round().astype(np.int64))]
+    found = index[np.isin(rows.file_N[index], days)]
+    return found if len(found) else index
 
 
 def _spread(rows: Selection, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
