@@ -1,6 +1,7 @@
 """How much contamination cleaning finds, what it costs, and what it wins: simulated fleets, then real recordings.
 
-A simulated fleet is contaminated as plants are: the log has forgotten some of its failures. Every other fault that
+A simulated fleet is contaminated as plants are: the log has forgotten some of its failures, and in a second round their
+repairs too, so that a fault lies amid an epoch that goes on, and in the baseline of later rows. Every other fault that
 touches the training span is marked `off` from its onset, so that the share of contaminated rows is what it is called.
 A twin without faults, made from the same seed, tells how far a fault lifts each row above its noise. Rows are judged by
 principal components that were fitted on raw, on cleaned, and on truly healthy rows. The seeds were not used in
@@ -17,6 +18,7 @@ import json
 import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,10 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from pipeline.clean import clean
-from pipeline.cleaning.gate import has_baseline, quick_scores
+from pipeline.cleaning.gate import baselines_of, quick_scores
 from pipeline.maintenance import failures_of
 from pipeline.params import BaselineParams, CleanParams, SimulateParams, SplitParams
-from pipeline.rows import has_role, load_rows
+from pipeline.rows import Rows, has_role, load_rows
 from pipeline.schema import (
     KEY_FIELDS,
     MACHINE,
@@ -60,13 +62,16 @@ from pipeline.split import split
 from pipeline.store import day_files, read_table, write_fleet_spec, write_table
 
 SHARES = (0.0, 0.01, 0.05, 0.10)
+AMID_SHARES = (0.05, 0.10)  # where the log has forgotten repairs too
 REAL_SHARES = (0.02, 0.05, 0.10)
 REAL_SETS = {"motor45kw": 5, "cooling_fan": 2, "femto_h": 12}  # rows of an episode
 REAL_SEEDS = (201, 202, 203)
 REAL_TRAIN = 0.6  # of the healthy windows
 TRAIN_SHARE, HORIZON_HOURS = 0.5, 168.0
+SAME_FAULT_DAYS = 5  # from a failure to an entry that is about it
 ABOVE_NOISE = 3.0  # healthy standard deviations, in some band
-WORTH_WINNING = 0.01  # AUROC lost
+WORTH_WINNING = 0.01  # lost by contamination: less tells nothing
+FALSE_SHARE = 0.01  # of healthy rows, at which faulty ones are counted
 Strings = npt.NDArray[np.str_]
 
 
@@ -143,8 +148,12 @@ def _during(
     return np.asarray((machine_N == names.index(machine)) & (time_us_N >= low) & (time_us_N < high))
 
 
-def contaminated_split(fleet: SimulatedFleet, share: float, seed: int) -> pa.Table:
-    """The split table of a log that has forgotten failures until `share` of the training rows is contaminated."""
+def contaminated_split(fleet: SimulatedFleet, share: float, seed: int, *, repairs_too: bool = False) -> pa.Table:
+    """The split table of a log that has forgotten failures until `share` of the training rows is contaminated.
+
+    With `repairs_too` it has forgotten their repairs as well: the fault lies amid an epoch that goes on.
+    """
+    tags = {"failure", "repair"} if repairs_too else {"failure"}
     time_N = fleet.time_us_N
     end = time_N.min() + TRAIN_SHARE * (time_N.max() - time_N.min())
     begun = [fault for fault in fleet.truth if fault["onset"].timestamp() * 1e6 < end]
@@ -162,7 +171,7 @@ def contaminated_split(fleet: SimulatedFleet, share: float, seed: int) -> pa.Tab
         fault = begun[index]
         if forgotten + rows[index] / 2 <= share * training:
             forgotten += rows[index]
-            log = [entry for entry in log if not _is_failure(entry, fault)]
+            log = [entry for entry in log if not (entry["tag"] in tags and _belongs(entry, fault))]
         else:
             known = {"machine_id": fault["machine_id"], "start": fault["onset"], "end": fault["end"], "tag": "off"}
             log.append(known | {"failure_mode": None, "note": None})
@@ -180,13 +189,13 @@ def contaminated_split(fleet: SimulatedFleet, share: float, seed: int) -> pa.Tab
     return split(status, maintenance, failures, params).table
 
 
-def _is_failure(entry: dict[str, Any], fault: dict[str, Any]) -> bool:
-    same = entry["machine_id"] == fault["machine_id"] and entry["tag"] == "failure"
-    return bool(same and abs((entry["start"] - fault["end"]).total_seconds()) < 5 * 86_400)
+def _belongs(entry: dict[str, Any], fault: dict[str, Any]) -> bool:
+    days = abs((entry["start"] - fault["end"]).total_seconds()) / 86_400
+    return bool(entry["machine_id"] == fault["machine_id"] and days < SAME_FAULT_DAYS)
 
 
 def above_noise(fleet: SimulatedFleet, table: pa.Table, looked_at_N: BoolN) -> FloatN:
-    """How many healthy standard deviations the fault of each row looked at adds in the band where it adds most."""
+    """How many healthy standard deviations the fault of each row (N,) looked at adds in the band where it adds most."""
     epoch_N = table["epoch"].to_numpy()
     key_N = (fleet.machine_N.astype(np.int64) * (int(epoch_N.max()) + 1) + epoch_N) * 64 + fleet.condition_N
     height_N = np.zeros(len(key_N))
@@ -196,42 +205,41 @@ def above_noise(fleet: SimulatedFleet, table: pa.Table, looked_at_N: BoolN) -> F
         if healthy.sum() >= 10:  # a repair may have changed the signal path for good: that is no fault
             added_NF = fleet.shift_NF[mine] - np.median(fleet.shift_NF[healthy], axis=0)
             height_N[mine] = np.abs(added_NF / fleet.quiet_NF[healthy].std(axis=0)).max(axis=1)
-    return height_N[looked_at_N]
+    return height_N
 
 
-def judge_fleet(fleet: SimulatedFleet, share: float, seed: int, params: CleanParams) -> dict[str, Any]:
+def judge_fleet(
+    fleet: SimulatedFleet, share: float, seed: int, params: CleanParams, *, repairs_too: bool = False
+) -> dict[str, Any]:
     """Clean one fleet at one share, and compare with the truth."""
-    table = contaminated_split(fleet, share, seed)
-    looked_at_N = has_role(table, Role.TRAIN, Role.VALIDATION)
+    table = contaminated_split(fleet, share, seed, repairs_too=repairs_too)
+    looked_at_N, test_N = has_role(table, Role.TRAIN, Role.VALIDATION), has_role(table, Role.TEST)
     spec = load_fleet_spec(fleet.folder / "fleet.yaml")
     begin = time.perf_counter()
     found = clean(fleet.folder, table, spec, params, seed, BaselineParams())
     seconds = time.perf_counter() - begin
-    removed_N = found.table["removed"].to_numpy()
-    removed, mode = removed_N[looked_at_N], fleet.mode_N[looked_at_N]
-    bad = mode != ""
-    high = bad & (above_noise(fleet, table, looked_at_N) >= ABOVE_NOISE)
+    removed_N, ill_N = found.table["removed"].to_numpy(), fleet.mode_N != ""
+    removed, mode, bad = removed_N[looked_at_N], fleet.mode_N[looked_at_N], ill_N[looked_at_N]
+    high = bad & (above_noise(fleet, table, looked_at_N) >= ABOVE_NOISE)[looked_at_N]
     modes = {
         str(name): [int((part & (mode == name)).sum()) for part in (removed & bad, bad, removed & high, high)]
         for name in np.unique(mode[bad])
     }
-    test_N = has_role(table, Role.TEST)
     label_N = np.array(table["label"].to_pylist())
-    positive_N = test_N & (label_N == "faulty") & (fleet.mode_N != "")
-    judged_N = positive_N | (test_N & (label_N == "healthy") & (fleet.mode_N == ""))
+    positive_N = test_N & (label_N == "faulty") & ill_N
+    judged_N = positive_N | (test_N & (label_N == "healthy") & ~ill_N)
+    high_N = above_noise(fleet, table, test_N) >= ABOVE_NOISE
     rows = load_rows(fleet.folder, table, looked_at_N | judged_N, spec.bins, "condition")
-    inner = (looked_at_N | judged_N).nonzero()[0]
-    fits = has_role(table, Role.TRAIN)[inner]
-    judged = judged_N[inner] & has_baseline(rows, fits & ~removed_N[inner] & (fleet.mode_N[inner] == ""))
-    aurocs = {
-        name: _auroc(quick_scores(rows, kept, kept, judged, log=True), positive_N[inner][judged])
-        for name, kept in (
-            ("raw", fits),
-            ("cleaned", fits & ~removed_N[inner]),
-            ("truth", fits & (fleet.mode_N[inner] == "")),
-        )
+    inner = np.flatnonzero(looked_at_N | judged_N)
+    fits, healthy = has_role(table, Role.TRAIN)[inner], ~ill_N[inner]
+    known = baselines_of(rows, fits & ~removed_N[inner] & healthy, log=True)
+    judged = judged_N[inner] & known.is_own(known.codes(rows.keys))
+    positive, loud = positive_N[inner][judged], high_N[inner][judged]
+    judges = {
+        name: _judged(_scores(rows, kept, judged), positive, loud)
+        for name, kept in (("raw", fits), ("cleaned", fits & ~removed_N[inner]), ("truth", fits & healthy))
     }
-    return _figures(removed, bad, high, aurocs) | {
+    return _figures(removed, bad, high, judges) | {
         "gate_kept": float(found.metrics["gate"]["cleaning_kept"]),
         "contaminated_share": float(bad.mean()),
         "estimated_share": found.metrics["contaminated_share_estimate"],
@@ -240,24 +248,46 @@ def judge_fleet(fleet: SimulatedFleet, share: float, seed: int, params: CleanPar
     }
 
 
-def _figures(removed: BoolN, bad: BoolN, high: BoolN | None, aurocs: dict[str, float | None]) -> dict[str, Any]:
+def _scores(rows: Rows, fits_N: BoolN, judged_N: BoolN) -> FloatN:
+    return quick_scores(rows, fits_N, baselines_of(rows, fits_N, log=True), judged_N)
+
+
+def _figures(removed: BoolN, bad: BoolN, high: BoolN | None, judges: dict[str, dict[str, Any]]) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "recall": _mean(removed[bad]),
         "precision": _mean(bad[removed]),
         "clean_removed_share": _mean(removed[~bad]),
-        **{f"auroc_{name}": value for name, value in aurocs.items()},
     }
     if high is not None:
         figures["recall_above_noise"] = _mean(removed[high])
-    raw, truth, cleaned = (aurocs[name] for name in ("raw", "truth", "cleaned"))
-    lost = None if raw is None or truth is None else truth - raw
-    worth = lost is not None and lost >= WORTH_WINNING
-    figures["won_back"] = (cleaned - raw) / lost if worth and lost and raw is not None and cleaned is not None else None
+    for figure in judges["raw"]:
+        values = {name: judged[figure] for name, judged in judges.items()}
+        figures |= {f"{figure}_{name}": value for name, value in values.items()}
+        figures["won_back" if figure == "auroc" else f"{figure}_won_back"] = _won_back(**values)
     return figures
+
+
+def _won_back(raw: float | None, cleaned: float | None, truth: float | None) -> float | None:
+    """Share of what contamination costs that cleaning gives back; None where it costs too little to tell."""
+    if raw is None or cleaned is None or truth is None or truth - raw < WORTH_WINNING:
+        return None
+    return (cleaned - raw) / (truth - raw)
 
 
 def _mean(values: BoolN) -> float | None:
     return float(values.mean()) if len(values) else None
+
+
+def _judged(score_N: FloatN, positive_N: BoolN, loud_N: BoolN | None = None) -> dict[str, float | None]:
+    """AUROC of all positive rows, of the loud ones, and the share of these above all but FALSE_SHARE of the healthy."""
+    figures = {"auroc": _auroc(score_N, positive_N)}
+    if loud_N is not None:
+        seen_N = ~positive_N | loud_N
+        figures["auroc_above_noise"] = _auroc(score_N[seen_N], positive_N[seen_N])
+        healthy = score_N[~positive_N]
+        threshold = np.percentile(healthy, 100 * (1 - FALSE_SHARE)) if len(healthy) else np.inf
+        figures["caught_above_noise"] = _mean(score_N[positive_N & loud_N] > threshold) if len(healthy) else None
+    return figures
 
 
 def _auroc(score_N: FloatN, positive_N: BoolN) -> float | None:
@@ -300,11 +330,11 @@ def judge_recording(path: Path, share: float, seed: int, params: CleanParams, ep
         found = clean(folder, table, spec, settings, seed, BaselineParams())
         rows = load_rows(folder, table, np.ones(table.num_rows, bool), spec.bins, "condition")
     removed, bad = found.table["removed"].to_numpy(), mixed_N[index]
-    aurocs = {
-        kind: _auroc(quick_scores(rows, kept, kept, ~fits, log=True), label_N[index][~fits] == 1)
+    judges = {
+        kind: _judged(_scores(rows, kept, ~fits), label_N[index][~fits] == 1)
         for kind, kept in (("raw", fits), ("cleaned", fits & ~removed), ("truth", fits & ~bad))
     }
-    return _figures(removed[fits], bad[fits], None, aurocs) | {"contaminated_share": float(bad[fits].mean())}
+    return _figures(removed[fits], bad[fits], None, judges) | {"contaminated_share": float(bad[fits].mean())}
 
 
 def _blocks(index: IntN, group_N: npt.NDArray[Any], rows: int) -> list[IntN]:
@@ -380,30 +410,54 @@ def main() -> None:
     parser.add_argument("--days", type=float, default=60)
     parser.add_argument("--method", choices=("refine", "trimmed", "none"), default="refine")
     parser.add_argument("--model", choices=("pca", "autoencoder"), default="pca")
+    parser.add_argument("--workers", type=int, default=2, help="processes; seconds are told as they share the machine")
     options = parser.parse_args()
     params = CleanParams(method=options.method, model=options.model, max_removed_share=0.5)
-    runs: dict[str, list[dict[str, Any]]] = {f"{100 * share:g}": [] for share in SHARES}
-    for seed in options.seeds:
-        with tempfile.TemporaryDirectory() as name:
-            fleet = simulated(Path(name), seed, options.machines, options.days)
-            for share in SHARES:
-                runs[f"{100 * share:g}"].append(judge_fleet(fleet, share, seed, params))
-    shares = {share: averaged(found) for share, found in runs.items()}
-    result: dict[str, Any] = {"method": options.method, "model": options.model, "seeds": options.seeds}
-    result |= {"machines": options.machines, "days": options.days, "shares": shares, "modes": _modes(runs)}
     folder = real_folder()
-    if folder is not None:
-        result["recordings"] = {
-            name: {
-                f"{100 * share:g}": averaged(
-                    [judge_recording(folder / f"{name}.parquet", share, seed, params, rows) for seed in REAL_SEEDS]
-                )
-                for share in REAL_SHARES
-            }
-            for name, rows in REAL_SETS.items()
+    with ProcessPoolExecutor(options.workers) as pool:
+        fleets = [pool.submit(judge_seed, seed, options.machines, options.days, params) for seed in options.seeds]
+        recordings = {
+            (name, share): [
+                pool.submit(judge_recording, folder / f"{name}.parquet", share, seed, params, rows)
+                for seed in REAL_SEEDS
+            ]
+            for name, rows in (REAL_SETS if folder else {}).items()
+            for share in REAL_SHARES
         }
+    found = [fleet.result() for fleet in fleets]
+    runs = {_percent(share): [each[False, share] for each in found] for share in SHARES}
+    amid = {_percent(share): [each[True, share] for each in found] for share in AMID_SHARES}
+    result: dict[str, Any] = {"method": options.method, "model": options.model, "seeds": options.seeds}
+    result |= {"machines": options.machines, "days": options.days}
+    result["shares"] = {share: averaged(each) for share, each in runs.items()}
+    result["shares_repairs_forgotten"] = {share: averaged(each) for share, each in amid.items()}
+    result["modes"] = _modes(runs)
+    result["recordings"] = {
+        name: {
+            _percent(share): averaged([run.result() for run in recordings[name, share]])
+            for share in REAL_SHARES
+            if (name, share) in recordings
+        }
+        for name in REAL_SETS
+        if folder
+    }
     _show(result)
     print(json.dumps(result))
+
+
+def judge_seed(seed: int, machines: int, days: float, params: CleanParams) -> dict[tuple[bool, float], dict[str, Any]]:
+    """Simulate one fleet; figures by whether repairs are forgotten too, and share."""
+    with tempfile.TemporaryDirectory() as name:
+        fleet = simulated(Path(name), seed, machines, days)
+        rounds = [(False, share) for share in SHARES] + [(True, share) for share in AMID_SHARES]
+        return {
+            (repairs_too, share): judge_fleet(fleet, share, seed, params, repairs_too=repairs_too)
+            for repairs_too, share in rounds
+        }
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g}"
 
 
 def _modes(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -425,7 +479,11 @@ def _modes(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
 
 def _show(result: dict[str, Any]) -> None:
     console = Console(width=120)
-    blocks = {"simulated, by share of contaminated rows in %": result["shares"], "fault modes": result["modes"]}
+    blocks = {
+        "simulated, by share of contaminated rows in %": result["shares"],
+        "where the log has forgotten the repairs too": result["shares_repairs_forgotten"],
+        "fault modes": result["modes"],
+    }
     for name, found in result.get("recordings", {}).items():
         blocks[f"{name}, by share in %"] = found
     for title, block in blocks.items():

@@ -6,15 +6,18 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from cleaning_fleet import BINS, Fleet
+import pytest
+from cleaning_fleet import BINS, HOURS, Fleet
 
+from pipeline.clean import clean
 from pipeline.cleaning.episodes import episode_vectors, select
-from pipeline.cleaning.gate import drawn_auroc, drawn_instability, win_table
+from pipeline.cleaning.gate import baselines_of, drawn_auroc, drawn_instability, quick_scores, win_table
 from pipeline.cleaning.refinement import GROUPS, LEFT_OUT, contaminated_share, groups_of, grown, protected, refine
 from pipeline.cleaning.regimes import fit_levels
 from pipeline.cleaning.residuals import fit_model, kinds_of, standardised
-from pipeline.params import CleanParams
-from pipeline.schema import times_us
+from pipeline.params import BaselineParams, CleanParams
+from pipeline.rows import load_rows
+from pipeline.schema import FleetSpec, times_us
 
 
 def rows_and_vectors(fleet: Fleet, folder: Path):
@@ -88,6 +91,53 @@ def test_the_estimate_counts_what_stands_above_the_bulk() -> None:
     assert contaminated_share(evidence, weights, evidence > 9) < 0.01
     evidence[:100] += 8
     assert 0.04 < contaminated_share(evidence, weights, evidence > 9) < 0.06
+
+
+def removed_by_clean(fleet: Fleet, folder: Path, **settings):
+    found = clean(folder, fleet.write(folder), FleetSpec(bins=BINS), CleanParams(**settings), 0, BaselineParams())
+    return fleet.grid(found.table["removed"]).astype(bool), found.metrics
+
+
+def test_a_fault_that_grows_for_days_does_not_hide_in_the_spread_that_it_causes(tmp_path: Path) -> None:
+    fleet = Fleet()
+    begin = HOURS * 3 // 5
+    fleet.spectra[2, begin:, 5] *= np.linspace(1.0, 2.0, HOURS - begin)
+    removed, _ = removed_by_clean(fleet, tmp_path)
+    assert removed[2, HOURS * 4 // 5 :].mean() > 0.95
+    assert removed[2, :begin].mean() < 0.05
+    assert np.delete(removed, 2, axis=0).mean() < 0.01
+
+
+def test_a_machine_keeps_its_protected_share_of_rows(tmp_path: Path) -> None:
+    fleet = Fleet()
+    fleet.spectra[2, 240:288, 5] *= 2.0
+    removed, metrics = removed_by_clean(fleet, tmp_path, min_kept_share=0.95)
+    assert 0.03 < removed[2].mean() <= 0.05
+    assert not removed[2, :216].any()
+    assert [text.split(":")[0] for text in metrics["warnings"]] == ["m2"]
+
+
+def test_a_machine_that_was_never_well_is_named_and_keeps_its_rows(tmp_path: Path) -> None:
+    fleet = Fleet()
+    fleet.spectra /= np.median(fleet.spectra, axis=1, keepdims=True)  # one make of machine
+    fleet.spectra[6, :, 3:5] *= 8.0
+    removed, metrics = removed_by_clean(fleet, tmp_path)
+    assert not removed[6].any()
+    assert any(text.startswith("m6:") and "Its rows stay" in text for text in metrics["warnings"])
+
+
+@pytest.mark.parametrize("fits", [0.5, 1.0])
+def test_rows_relative_to_their_own_baseline_are_those_of_known_machines(tmp_path: Path, fits: float) -> None:
+    fleet = Fleet()
+    split = fleet.write(tmp_path)
+    rows = load_rows(tmp_path, split, np.ones(split.num_rows, bool), BINS, "condition")
+    describes = rows.machine < fits * len(rows.machines)
+    baselines = baselines_of(rows, describes, log=True)
+    np.testing.assert_array_equal(baselines.is_own(baselines.codes(rows.keys)), describes)
+    judged = np.arange(len(rows)) % 7 == 0
+    score = quick_scores(rows, describes, baselines, judged)
+    assert score.shape == (judged.sum(),)
+    assert np.isfinite(score).all()
 
 
 def test_an_autoencoder_can_take_the_place_of_the_components() -> None:

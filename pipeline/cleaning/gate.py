@@ -17,9 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pipeline.detectors import Fitting, TrainingRows, fit_baselines
+from pipeline.detectors import BaselineTable, Fitting, TrainingRows, fit_baselines
 from pipeline.detectors.linear import PcaDetector
-from pipeline.params import BaselineParams
 from pipeline.rows import Rows, has_role, load_rows
 from pipeline.schema import BoolN, FleetSpec, FloatN, IntN, Role, codes_and_names, times_us
 from pipeline.train import sample_hours
@@ -110,7 +109,9 @@ def _by_failures(rows: Rows, role_N: npt.NDArray[Any], removed_N: BoolN, seed: i
     if (train_N & ~removed_N).sum() < MIN_ROWS:
         return Verdict(None, True, "Too few training rows are left to judge the cleaning.")
     failure_N = np.unique(rows.column("failure_id"), return_inverse=True)[1]
-    judged_N &= has_baseline(rows, train_N & ~removed_N)
+    fits = (train_N, train_N & ~removed_N)
+    tables = [baselines_of(rows, fits_N, log=log) for fits_N in fits]
+    judged_N &= tables[1].is_own(tables[1].codes(rows.keys))  # the fleet's baseline would say less
     group_N = np.where(role_N == Role.TUNE, failure_N, rows.machine)[judged_N]
     positive_N = (role_N == Role.TUNE)[judged_N]
     if positive_N.sum() < MIN_POSITIVES or (~positive_N).sum() < MIN_ROWS:
@@ -118,8 +119,8 @@ def _by_failures(rows: Rows, role_N: npt.NDArray[Any], removed_N: BoolN, seed: i
             None, True, "No tune failure of a machine that trained: the cleaning cannot be judged, and stands."
         )
     wins = [
-        win_table(quick_scores(rows, fits_N, fits_N, judged_N, log=log), group_N, positive_N)
-        for fits_N in (train_N, train_N & ~removed_N)
+        win_table(quick_scores(rows, fits_N, table, judged_N), group_N, positive_N)
+        for fits_N, table in zip(fits, tables, strict=True)
     ]
     drawn = drawn_auroc(wins[0], wins[1], seed)
     failures = len(wins[0][1])
@@ -139,7 +140,8 @@ def _by_tails(rows: Rows, role_N: npt.NDArray[Any], removed_N: BoolN, seed: int,
     judged_N = unused_N & ~describes_N
     rates = []
     for fits_N in (train_N, train_N & ~removed_N):
-        score_N = quick_scores(rows, fits_N, fits_N | describes_N, reference_N | judged_N, log=log)
+        table = baselines_of(rows, fits_N | describes_N, log=log)
+        score_N = quick_scores(rows, fits_N, table, reference_N | judged_N)
         is_reference = reference_N[reference_N | judged_N]
         above_N = score_N[~is_reference] > np.percentile(score_N[is_reference], TAIL_PERCENTILE)
         machine_N = rows.machine[judged_N]
@@ -172,26 +174,21 @@ def _first_half(rows: Rows, among_N: BoolN) -> BoolN:
     return first_N
 
 
-def has_baseline(rows: Rows, fits_N: BoolN) -> BoolN:
-    """Rows whose machine, epoch and condition have a baseline of their own: the fleet's would say less."""
-    key_N = rows.machine.astype(np.int64) * (int(rows.epoch.max(initial=0)) + 1) + rows.epoch
-    key_N = key_N * len(rows.conditions) + rows.condition
-    keys, count_K = np.unique(key_N[fits_N], return_counts=True)
-    return np.isin(key_N, keys[count_K >= BaselineParams().min_rows])
+def baselines_of(rows: Rows, describes_N: BoolN, *, log: bool) -> BaselineTable:
+    """Baselines per machine, epoch and condition from the rows given; `log`: magnitudes are seen in log."""
+    keys = rows.keys.take(np.flatnonzero(describes_N))
+    return fit_baselines(rows.spectra[describes_N], keys, log=log)
 
 
-def quick_scores(rows: Rows, fits_N: BoolN, describes_N: BoolN, judged_N: BoolN, *, log: bool) -> FloatN:
+def quick_scores(rows: Rows, fits_N: BoolN, baselines: BaselineTable, judged_N: BoolN) -> FloatN:
     """Scores of the judged rows by principal components of the fitting rows, in their order.
 
     Args:
         rows: all rows; each machine has a baseline of each of their conditions.
         fits_N: that fit the components; every fifth sets the units of Q and T squared.
-        describes_N: that fit the machine baselines.
+        baselines: that rows are told relative to.
         judged_N: scored.
-        log: magnitudes are seen in log.
     """
-    describing = rows.keys.take(np.flatnonzero(describes_N))
-    baselines = fit_baselines(rows.spectra[describes_N], describing, log=log)
     code_N = baselines.codes(rows.keys)
     index = np.flatnonzero(fits_N)
     reference, train = index[::REFERENCE_EVERY], np.delete(index, np.s_[::REFERENCE_EVERY])

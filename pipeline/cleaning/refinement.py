@@ -11,20 +11,21 @@ Shape legend: E episodes, V vectors, K groups, M machines.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cleaning.episodes import MIN_SCALE, Selection, Vectors
-from pipeline.cleaning.residuals import deviations, evidence, kinds_of
+from pipeline.cleaning.episodes import MIN_SCALE, THREADS, Selection, Vectors
+from pipeline.cleaning.residuals import evidence, kinds_of
 from pipeline.params import CleanParams
 from pipeline.schema import BoolN, FloatN, IntN
 
 GROUPS, LEFT_OUT = 5, 2
 EPISODES_OF_A_DAY = 4  # episodes that are dealt together: neighbours are alike
-WINDOW = 4  # episodes whose evidence adds up
 REACH = 4  # episodes between two removed ones of one fault, at most
 SETTLED = 0.001  # share of the episodes that may still change in the last round
 TRIM_PERCENTILE = 75.0  # of the error: what the trimmed refit keeps (Boehmke and Greenwell 2020, ch. 19)
@@ -87,14 +88,12 @@ def _cross_fitted(
     removed_E = np.zeros(len(group_E), bool)
     evidence_E, rounds = np.full(len(group_E), np.nan), list[dict[str, float]]()
     unseen = list(combinations(range(GROUPS), LEFT_OUT))
+    threads = THREADS if params.model == "pca" else 1  # an autoencoder seeds torch, which all threads share
     for _ in range(params.max_rounds):
-        judged = np.full((len(unseen), len(group_E)), np.nan)
-        for index, left_out in enumerate(unseen):
-            learned_E = ~np.isin(group_E, left_out)
-            fits_V, null_V = (learned_E & ~removed_E)[vectors.episode_V], (~learned_E & ~removed_E)[vectors.episode_V]
-            found_V = evidence(vectors, kind_V, fits_V, null_V, params.model, params.components, seed)
-            judged[index] = np.where(learned_E, np.nan, largest_of_episode(found_V, vectors.episode_V, len(group_E)))
-        found_E = sustained(rows, median_of_judges(judged), ~removed_E)
+        judge = partial(_judged, vectors, kind_V, group_E, removed_E, params, seed)
+        with ThreadPoolExecutor(threads) as pool:
+            judged = np.stack(list(pool.map(judge, unseen)))
+        found_E = median_of_judges(judged)
         # where all that was left of a regime is removed, nothing judges it any more: what was found before stands
         evidence_E = np.where(np.isnan(found_E), evidence_E, found_E)
         before, removed_E = removed_E, grown(rows, evidence_E, params.remove_above, removed_E)
@@ -103,6 +102,22 @@ def _cross_fitted(
         if changed <= SETTLED:
             break
     return evidence_E, removed_E, rounds
+
+
+def _judged(
+    vectors: Vectors,
+    kind_V: npt.NDArray[np.int32],
+    group_E: npt.NDArray[np.int32],
+    removed_E: BoolN,
+    params: CleanParams,
+    seed: int,
+    left_out: tuple[int, ...],
+) -> FloatN:
+    """Evidence (E,) on the episodes of the groups left out, by a model of the others; NaN on those."""
+    learned_E = ~np.isin(group_E, left_out)
+    fits_V, null_V = (learned_E & ~removed_E)[vectors.episode_V], (~learned_E & ~removed_E)[vectors.episode_V]
+    found_V = evidence(vectors, kind_V, fits_V, null_V, params.model, params.components, seed)
+    return np.where(learned_E, np.nan, largest_of_episode(found_V, vectors.episode_V, len(group_E)))
 
 
 def _trimmed(
@@ -140,34 +155,6 @@ def median_of_judges(judged_JE: FloatN) -> FloatN:
     count_E = np.isfinite(judged_JE).sum(axis=0)
     middle_E = np.maximum((count_E - 1) // 2, 0)
     return np.asarray(np.take_along_axis(ordered_JE, middle_E[None], axis=0)[0])
-
-
-def sustained(rows: Selection, evidence_E: FloatN, null_E: BoolN) -> FloatN:
-    """Evidence (E,) of an episode or of the day around it, the larger: a faint fault that lasts adds up.
-
-    A day's evidence is the mean of WINDOW episodes in a row, in robust deviations of such means. It counts for those of
-    them that are odder themselves than the middle of the healthy.
-    """
-    day_E, known_E = np.full(len(evidence_E), np.nan), np.isfinite(evidence_E)
-    index = np.flatnonzero(known_E)
-    if len(index) < 2 * WINDOW:
-        return evidence_E
-    last, first = index[WINDOW - 1 :], index[: len(index) - WINDOW + 1]
-    whole = (rows.machine_E[first] == rows.machine_E[last]) & (rows.epoch_E[first] == rows.epoch_E[last])
-    whole &= rows.block_E[last] - rows.block_E[first] < 3 * WINDOW
-    total = np.concatenate([[0.0], np.cumsum(evidence_E[index])])
-    mean_W = (total[WINDOW:] - total[:-WINDOW]) / WINDOW
-    null_W = whole & (np.lib.stride_tricks.sliding_window_view(null_E[index], WINDOW).all(axis=1))
-    if null_W.sum() < 2 * WINDOW:
-        return evidence_E
-    deviation_W = np.where(whole, deviations(mean_W, null_W), -np.inf)
-    day = np.full(len(index), -np.inf)
-    for offset in range(WINDOW):
-        np.maximum(day[offset : offset + len(mean_W)], deviation_W, out=day[offset : offset + len(mean_W)])
-    day_E[index] = day
-    middle = float(np.median(evidence_E[known_E & null_E]))
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(evidence_E > middle, np.fmax(evidence_E, day_E), evidence_E))
 
 
 def grown(rows: Selection, evidence_E: FloatN, above: float, before_E: BoolN | None = None) -> BoolN:
