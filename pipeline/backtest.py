@@ -491,7 +491,7 @@ def _concatenate(parts: Sequence[Scored]) -> Scored:
         joined,
         {name: np.concatenate([part.scores[name] for part in parts]) for name in names},
         {name: np.concatenate([part.raw[name] for part in parts]) for name in names},
-        np.concatenate([part.own_baseline for part in parts]),
+        np.concatenate([part.baseline for part in parts]),
     )
 
 

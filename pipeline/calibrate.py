@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.alerts import AlertPolicy, Timeline, typical_interval_us
@@ -16,14 +17,23 @@ from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.intervals import rate_with_interval
 from pipeline.params import CalibrateParams, load_params
 from pipeline.rows import Rows, has_role, load_rows
-from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, FloatN, Role, load_fleet_spec
+from pipeline.schema import (
+    BASELINES,
+    MICROSECONDS_PER_DAY,
+    Baseline,
+    BoolN,
+    FloatN,
+    Role,
+    dictionary_column,
+    load_fleet_spec,
+)
 from pipeline.store import atomic_folder, read_json, read_table, write_json, write_table
-from pipeline.tails import NO_QUANTILES, TailTable, match_quantiles
+from pipeline.tails import NO_QUANTILES, TailTable
 from pipeline.train import use_threads
 
 TIERS = ("low", "page")
-MATCHED = np.r_[np.linspace(0, 99, 100), 99.5, 99.8]  # percentiles at which the two baselines' scores are matched
-FLEET_ROWS = 50_000
+MATCHED = np.r_[np.linspace(0, 99, 100), 99.5, 99.8]  # percentiles at which scores of two baselines are matched
+MATCHED_ROWS = 50_000
 MIN_ROWS = 20
 
 
@@ -34,7 +44,7 @@ class Scored:
     rows: Rows
     scores: Mapping[str, FloatN]
     raw: Mapping[str, FloatN]
-    own_baseline: BoolN
+    baseline: npt.NDArray[np.int8]  # as `Baseline`
 
 
 def load_detectors(root: Path, names: tuple[str, ...], device: str) -> dict[str, Detector]:
@@ -47,10 +57,10 @@ def condition_column(detectors: Mapping[str, Detector]) -> str | None:
     return next(iter(detectors.values())).condition_column
 
 
-def tail_table(detector: Detector, rows: Rows, raw_N: FloatN, own: BoolN) -> TailTable:
-    """The tail table of a detector's healthy calibration scores, with the match for the fleet's baseline.
+def tail_table(detector: Detector, rows: Rows, raw_N: FloatN, baseline_N: npt.NDArray[np.int8]) -> TailTable:
+    """The tail table of a detector's healthy calibration scores, with the matches for wider baselines than a row's own.
 
-    `own` says which rows were scored against a baseline of their own.
+    Rows that know the narrowest baseline tell what they would score against the wider ones.
 
     Raises:
         ContractError: too few calibration rows, or scores that are all equal.
@@ -58,20 +68,22 @@ def tail_table(detector: Detector, rows: Rows, raw_N: FloatN, own: BoolN) -> Tai
     if len(raw_N) < MIN_ROWS:
         expected = f"at least {MIN_ROWS} healthy rows"
         raise ContractError.of("calibration rows", got=len(raw_N), expected=expected, where="role calibration")
-    fleet_from = fleet_to = NO_QUANTILES
-    if detector.baselines.keys:
-        step = max(1, len(raw_N) // FLEET_ROWS)
-        keys = rows.keys.take(slice(None, None, step))
-        on_fleet = detector.score(rows.spectra[::step], detector.baselines.fleet_codes(keys))
-        fleet_from = np.asarray(np.percentile(on_fleet, MATCHED))
-        fleet_to = np.asarray(np.percentile(raw_N[own] if own.any() else on_fleet, MATCHED))
-    comparable = np.where(own, raw_N, match_quantiles(raw_N, fleet_from, fleet_to))
-    if comparable.min() == comparable.max():
-        got = f"{len(comparable)} scores, all {comparable[0]:g}"
+    matches = [NO_QUANTILES] * 3
+    if detector.matched and detector.baselines.keys:
+        told = np.flatnonzero(baseline_N == baseline_N.max())
+        told = told[:: max(1, len(told) // MATCHED_ROWS)]
+        keys, spectra = rows.keys.take(told), rows.spectra[told]
+        wider = (detector.baselines.fleet_codes(keys), detector.baselines.next_epoch_codes(keys))
+        scores = [*(detector.score(spectra, code) for code in wider), raw_N[told]]
+        matches = [np.asarray(np.percentile(each, MATCHED)) for each in scores]
+    table = TailTable.of(raw_N, *matches)
+    comparable_N = table.comparable(raw_N, baseline_N)
+    if comparable_N.min() == comparable_N.max():
+        got = f"{len(comparable_N)} scores, all {comparable_N[0]:g}"
         raise ContractError.of(
             f"scores of {detector.name}", got=got, expected="scores that differ", where="calibration"
         )
-    return TailTable.of(comparable, fleet_from, fleet_to)
+    return TailTable.of(comparable_N, *matches)
 
 
 def calibrate_detector(
@@ -132,14 +144,14 @@ class TuneRows:
 
 def score_rows(detectors: Mapping[str, Detector], rows: Rows, tables: Mapping[str, TailTable] | None) -> Scored:
     """Score rows by every detector; without tables the comparable scores are left empty."""
-    raw, comparable, own = {}, {}, np.ones(len(rows), bool)
+    raw, comparable, baseline = {}, {}, np.full(len(rows), Baseline.OWN, np.int8)
     for name, detector in detectors.items():
         code = detector.baselines.codes(rows.keys)
-        own = detector.baselines.is_own(code)
+        baseline = detector.baselines.states(code)
         raw[name] = detector.score(rows.spectra, code)
         if tables is not None:
-            comparable[name] = tables[name].comparable(raw[name], own)
-    return Scored(rows, comparable, raw, own)
+            comparable[name] = tables[name].comparable(raw[name], baseline)
+    return Scored(rows, comparable, raw, baseline)
 
 
 @dataclass(frozen=True)
@@ -182,7 +194,7 @@ def calibrate(
         notes.append("There is no tune failure: tiers stand on the percentiles alone, and nothing could be tuned.")
     first = score_rows(detectors, healthy, None)
     tables = {
-        name: tail_table(detector, healthy, first.raw[name], first.own_baseline) for name, detector in detectors.items()
+        name: tail_table(detector, healthy, first.raw[name], first.baseline) for name, detector in detectors.items()
     }
     scored = score_rows_again(first, tables)
     tune_scored = score_rows(detectors, tune, tables)
@@ -204,14 +216,14 @@ def calibrate(
 
 def score_rows_again(scored: Scored, tables: Mapping[str, TailTable]) -> Scored:
     """The same rows with comparable scores, from raw scores that are there."""
-    comparable = {name: tables[name].comparable(raw, scored.own_baseline) for name, raw in scored.raw.items()}
-    return Scored(scored.rows, comparable, scored.raw, scored.own_baseline)
+    comparable = {name: tables[name].comparable(raw, scored.baseline) for name, raw in scored.raw.items()}
+    return Scored(scored.rows, comparable, scored.raw, scored.baseline)
 
 
 def scores_table(scored: Scored) -> pa.Table:
     """Keys, role, label, failure and the comparable score of every detector."""
     names = ["file", "row", "machine_id", "timestamp", "epoch", "role", "label", "failure_id"]
-    table = scored.rows.status.select(names).append_column("own_baseline", pa.array(scored.own_baseline))
+    table = scored.rows.status.select(names).append_column("baseline", dictionary_column(scored.baseline, BASELINES))
     for name, values in scored.scores.items():
         table = table.append_column(f"score_{name}", pa.array(values))
     return table

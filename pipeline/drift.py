@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import ContractError
 from pipeline.facts import newest_of_files
@@ -22,8 +23,10 @@ from pipeline.reference import compared_columns, reference_table
 from pipeline.release import Release
 from pipeline.rows import Rows
 from pipeline.schema import (
+    BASELINES,
     MICROSECONDS_PER_DAY,
     MICROSECONDS_PER_HOUR,
+    Baseline,
     codes_and_names,
     spectra_view,
     times_us,
@@ -104,8 +107,8 @@ def recent_rows(release: Release, data_set: Path, score_log: Path, params: Monit
         log_file = score_log / path.name
         if not log_file.exists():
             continue
-        log = read_table(log_file, ["row", "machine_id", "timestamp", "epoch", "own_baseline"])
-        log = log.filter(pa.array(log["own_baseline"].is_valid().to_numpy() & (times_us(log["timestamp"]) > since)))
+        log = read_table(log_file, ["row", "machine_id", "timestamp", "epoch", "baseline"])
+        log = log.filter(pa.array(log["baseline"].is_valid().to_numpy() & (times_us(log["timestamp"]) > since)))
         picked = log["row"].to_numpy()
         day = read_with_context(path, ["spectrum"], release.condition_column)
         spectra.append(spectra_view(day["spectrum"], int(release.manifest["bins"]), path)[picked])
@@ -174,7 +177,10 @@ def machines_moved(current: pa.Table, reference: pa.Table, columns: list[str], p
     `drift_share` of the columns. Machines whose baseline is not their own (new, or repaired since) have nothing to be
     compared with and do not count, unless no machine has.
     """
-    now, then = current.filter(current["own_baseline"]), reference.filter(reference["own_baseline"])
+    now, then = (
+        table.filter(pc.equal(table["baseline"].cast(pa.string()), BASELINES[Baseline.OWN]))
+        for table in (current, reference)
+    )
     groups = [_by_machine(table, columns) for table in (now, then)]
     known = [machine for machine in groups[0] if len(groups[1].get(machine, ())) >= MIN_MACHINE_ROWS]
     if not known:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.detectors import Detector
 from pipeline.judge import Judgement
 from pipeline.rows import Rows
-from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FleetSpec, FloatN, FloatNF, IntN
+from pipeline.schema import BASELINES, MICROSECONDS_PER_HOUR, BoolN, FleetSpec, FloatN, FloatNF, IntN
 
 SPANS, ROWS_A_SPAN = 120, 24
 HEAT_BINS, SPECTRUM_BINS = 128, 256  # wider spectra are shown in groups of neighbouring bins
@@ -41,6 +41,7 @@ EVIDENCE_SCHEMA = pa.schema(
         pa.field("healthy_high_S", pa.list_(pa.float32()), nullable=False),  # 95th percentile
         pa.field("shown", pa.string(), nullable=False),  # page | comparison | last: which rows stand for the alert
         pa.field("shown_us", pa.int64(), nullable=False),
+        pa.field("baseline", pa.string(), nullable=False),  # own | shrunk | fleet: the widest that described those rows
         pa.field("alert_S", pa.list_(pa.float32()), nullable=False),  # median
         pa.field("top_bands", pa.list_(pa.string()), nullable=False),  # largest share of the score first
         pa.field("top_share", pa.list_(pa.float32()), nullable=False),
@@ -232,6 +233,7 @@ def _spectra_at(
         "healthy_high_S": high_S,
         "shown": kind,
         "shown_us": int(rows.time_us[after[0]]),
+        "baseline": BASELINES[int(detector.baselines.states(detector.baselines.codes(rows.keys.take(after))).min())],
         "alert_S": groups.peaks(heard_F),
         "top_bands": [fleet.band_name(int(place)) for place in top],
         "top_share": share_F[top] / max(float(share_F.sum()), 1e-300),

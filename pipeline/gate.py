@@ -82,7 +82,7 @@ def figures_of(release: Release, rows: Rows, events: list[Event]) -> dict[str, A
     use_threads(int(release.manifest["threads"]))
     detector, tail = release.detectors[release.detector], release.tails[release.detector]
     code = detector.baselines.codes(rows.keys)
-    comparable = tail.comparable(detector.score(rows.spectra, code), detector.baselines.is_own(code))
+    comparable = tail.comparable(detector.score(rows.spectra, code), detector.baselines.states(code))
     exceeds = comparable > release.threshold("page")
     line = Timeline.of(rows.machine, rows.time_us, release.policy)
     outcome = outcome_at(exceeds, line, events)

@@ -13,24 +13,25 @@ import pyarrow as pa
 
 from pipeline.detectors import Detector
 from pipeline.rows import Rows
-from pipeline.schema import MACHINE, FloatNF, time_column
+from pipeline.schema import BASELINES, MACHINE, FloatNF, dictionary_column, time_column
 from pipeline.tails import TailTable
 
 BANDS = 8
 
 
 def reference_table(rows: Rows, detectors: Mapping[str, Detector], tails: Mapping[str, TailTable]) -> pa.Table:
-    """machine_id, timestamp, own_baseline, then one float column per compared quantity.
+    """machine_id, timestamp, baseline, then one float column per compared quantity.
 
-    Rows whose machine, epoch or condition the release does not know are described by the fleet's baseline, marked.
+    Rows whose machine, epoch or condition the release does not know well are described by a wider baseline, marked.
     """
-    first = next(iter(detectors.values()))
+    every = list(detectors.values())
+    first = next((detector for detector in every if detector.matched), every[0])  # relative to each machine itself
     code = first.baselines.codes(rows.keys)
     relative = first.relative(rows.spectra, code).cpu().numpy()
     columns = shape_columns(relative, rows.spectra)
     for name, detector in detectors.items():
         codes = detector.baselines.codes(rows.keys)
-        comparable = tails[name].comparable(detector.score(rows.spectra, codes), detector.baselines.is_own(codes))
+        comparable = tails[name].comparable(detector.score(rows.spectra, codes), detector.baselines.states(codes))
         columns[f"log_score_{name}"] = np.log(np.maximum(comparable, 1e-12))
     table = pa.table(
         {
@@ -38,7 +39,7 @@ def reference_table(rows: Rows, detectors: Mapping[str, Detector], tails: Mappin
                 MACHINE
             ),
             "timestamp": time_column(rows.time_us),
-            "own_baseline": pa.array(first.baselines.is_own(code)),
+            "baseline": dictionary_column(first.baselines.states(code), BASELINES),
         }
     )
     for name, values in columns.items():
@@ -62,4 +63,4 @@ def shape_columns(relative_NG: np.ndarray, spectra_NF: FloatNF) -> dict[str, np.
 
 def compared_columns(table: pa.Table) -> list[str]:
     """Names of the compared quantities in a reference table."""
-    return [name for name in table.column_names if name not in ("machine_id", "timestamp", "own_baseline")]
+    return [name for name in table.column_names if name not in ("machine_id", "timestamp", "baseline")]

@@ -10,7 +10,7 @@ name and the position in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo, available_timezones
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.errors import ContractError
 from pipeline.findings import nearest
@@ -59,6 +59,19 @@ class Label(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Baseline(IntEnum):
+    """Whose baseline describes a row, from the widest to the narrowest."""
+
+    FLEET = 0  # the machine is not known
+    SHRUNK = (
+        1  # its epoch or condition has too few rows: wider, and leaning on what is known of the machine and the fleet
+    )
+    OWN = 2
+
+
+BASELINES = tuple(state.name.lower() for state in Baseline)
+
+
 def _known_zone(name: str) -> str:
     try:
         ZoneInfo(name)
@@ -73,6 +86,66 @@ def _increasing(edges_hz: tuple[float, ...]) -> tuple[float, ...]:
         if not 0 <= low < high < float("inf"):
             raise ValueError(f"got {low:g} before {high:g}, expected frequencies from 0 on that increase")
     return edges_hz
+
+
+# Boundaries A/B, B/C, C/D of the RMS velocity on non-rotating parts, mm/s: ISO 20816-3:2022, tables A.1 and A.2.
+# Group 1: above 300 kW, or electrical machines with shafts 315 mm high or more; group 2: above 15 kW, from 160 mm.
+ISO_ZONES = {
+    "iso20816-3-group1-rigid": (2.3, 4.5, 7.1),
+    "iso20816-3-group1-flexible": (3.5, 7.1, 11.0),
+    "iso20816-3-group2-rigid": (1.4, 2.8, 4.5),
+    "iso20816-3-group2-flexible": (2.3, 4.5, 7.1),
+}
+
+
+def _boundaries(zones: Any) -> Any:
+    """The boundaries of a group of machines by its name."""
+    if isinstance(zones, str) and zones not in ISO_ZONES:
+        expected = f"{', '.join(ISO_ZONES)}, or the boundaries [A/B, B/C, C/D] in mm/s"
+        raise ValueError(f"got {zones!r}, expected {expected}")
+    return ISO_ZONES.get(zones, zones) if isinstance(zones, str) else zones
+
+
+def _rising(zones: tuple[float, float, float]) -> tuple[float, float, float]:
+    if not 0 < zones[0] < zones[1] < zones[2] < float("inf"):
+        raise ValueError(f"got {list(zones)}, expected boundaries [A/B, B/C, C/D] in mm/s that increase")
+    return zones
+
+
+Zones = Annotated[tuple[float, float, float], BeforeValidator(_boundaries), AfterValidator(_rising)]
+
+
+class LimitSpec(BaseModel):
+    """fleet.yaml's `limits:`: absolute limits of vibration, as ISO 20816 evaluates it.
+
+    >>> limits = LimitSpec(amplitude="rms", machines={"pump 7": "iso20816-3-group2-rigid"})
+    >>> limits.boundary_of("pump 7"), limits.boundary_of("fan 2")
+    (4.5, inf)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    amplitude: Literal["rms", "peak"]  # what a band's number is: the RMS of the signal in it, or a sine's amplitude
+    lines_per_band: Annotated[float, Field(ge=1)] | None = None  # peak: of which the number is the root mean square
+    zones: Zones | None = None  # of all machines that have none of their own; None: no limit
+    machines: dict[str, Zones] = {}
+    lowest_hz: Annotated[float, Field(gt=0)] = 10.0
+    highest_hz: Annotated[float, Field(gt=0)] = 1000.0
+
+    @model_validator(mode="after")
+    def _somebody_has_limits(self) -> LimitSpec:
+        if self.zones is None and not self.machines:
+            raise ValueError("got neither zones nor machines, expected limits for all machines or for some")
+        if self.lowest_hz >= self.highest_hz:
+            raise ValueError(f"got {self.lowest_hz:g} to {self.highest_hz:g} Hz, expected lowest_hz < highest_hz")
+        if self.lines_per_band is not None and self.amplitude == "rms":
+            raise ValueError("got lines_per_band with amplitude rms, expected it with peak only")
+        return self
+
+    def boundary_of(self, machine: str | None) -> float:
+        """Boundary of zones C and D in mm/s; infinite where there is no limit. None: a machine that is not known."""
+        zones = self.zones if machine is None else self.machines.get(machine, self.zones)
+        return float("inf") if zones is None else zones[2]
 
 
 class FleetSpec(BaseModel):
@@ -91,6 +164,7 @@ class FleetSpec(BaseModel):
     interval_seconds: Annotated[float, Field(gt=0)] | None = None
     timezone: Annotated[str, AfterValidator(_known_zone)] = "UTC"
     time: Literal["absolute", "relative"] = "absolute"
+    limits: LimitSpec | None = None  # of vibration, for the detector absolute_limit
     maintenance: MaintenanceLayout | None = None  # of the source; a snapshot has none
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "fleet"
     source: SourceLayout | None = None  # how the files hold it; None: in the form of the contract
@@ -286,7 +360,7 @@ CLEAN_SCHEMA = pa.schema(
 
 def score_log_schema(members: Sequence[str]) -> pa.Schema:
     """A row per spectrum: score (float64, higher is more anomalous) and tail probability per member and ensemble."""
-    fields = [*KEY_FIELDS, pa.field("epoch", pa.int32(), nullable=False), pa.field("own_baseline", pa.bool_())]
+    fields = [*KEY_FIELDS, pa.field("epoch", pa.int32(), nullable=False), pa.field("baseline", TEXT)]
     for member in (*members, "ensemble"):
         fields += [pa.field(f"score_{member}", pa.float64()), pa.field(f"tail_{member}", pa.float64())]
     fields += [

@@ -19,6 +19,7 @@ from pipeline.errors import ContractError
 from pipeline.release import Release
 from pipeline.rows import RowKeys, conditions_of
 from pipeline.schema import (
+    BASELINES,
     MACHINE,
     MAINTENANCE_SCHEMA,
     MICROSECONDS_PER_DAY,
@@ -163,13 +164,13 @@ def score_columns(
     clean_keys = keys.take(good)
     columns: dict[str, pa.Array] = {}
     tails: list[FloatN] = []
-    own = np.zeros(len(good), bool)
+    baseline = np.zeros(len(good), np.int8)
     tier = np.zeros(len(good), np.int8)
     for name, detector in release.detectors.items():
         code = detector.baselines.codes(clean_keys)
-        own = detector.baselines.is_own(code)
+        baseline = detector.baselines.states(code)
         raw = detector.score(clean, code)
-        comparable = release.tails[name].comparable(raw, own)
+        comparable = release.tails[name].comparable(raw, baseline)
         tail = release.tails[name].probability(comparable)
         tails.append(tail)
         columns[f"score_{name}"], columns[f"tail_{name}"] = _spread(raw, good, rows), _spread(tail, good, rows)
@@ -180,7 +181,7 @@ def score_columns(
     ensemble = np.minimum(1.0, len(tails) * np.min(tails, axis=0)) if len(good) else np.empty(0)
     columns["score_ensemble"] = _spread(-np.log10(ensemble), good, rows)
     columns["tail_ensemble"] = _spread(ensemble, good, rows)
-    columns["own_baseline"] = pa.array(_full(own, good, rows, False), mask=~usable_N)
+    columns["baseline"] = dictionary_column(_full(baseline, good, rows, -1), BASELINES)
     full_tier = _full(tier, good, rows, 0)
     return columns, full_tier, top_bins(release, clean, clean_keys, good, full_tier)
 

@@ -14,20 +14,22 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import ContractError
-from pipeline.schema import FloatN
+from pipeline.schema import Baseline, FloatN
 
 KEPT_WHOLE = 20_000
 THINNED_TO = 4_000
 NO_QUANTILES: FloatN = np.empty(0)
+MATCHES = ("fleet_from", "shrunk_from", "own_to")
 
 
 @dataclass(frozen=True)
 class TailTable:
     """Calibration scores and how many calibration rows score at least as high as each.
 
-    `fleet_from` and `fleet_to` are quantiles of the same rows' scores against the fleet's baseline and against their
-    own: a row without a baseline of its own is scored against the fleet's, wider one, and its score brought to the
-    scale of the others (quantile matching; beyond the last quantile in proportion). Empty: scores stay as they are.
+    `fleet_from`, `shrunk_from` and `own_to` are quantiles of the same rows' scores against the fleet's baseline,
+    against their machine's as if it had just begun a new epoch, and against their own: a row without a baseline of its
+    own is scored against a wider one, and its score brought to the scale of the others (quantile matching; beyond the
+    last quantile in proportion). Empty: scores stay as they are.
 
     >>> table = TailTable.of(np.arange(99.0))
     >>> table.probability(np.array([-1.0, 98.0, 1e9])).tolist()
@@ -38,10 +40,17 @@ class TailTable:
     at_least: npt.NDArray[np.int64]
     rows: int
     fleet_from: FloatN = field(default_factory=lambda: NO_QUANTILES)
-    fleet_to: FloatN = field(default_factory=lambda: NO_QUANTILES)
+    shrunk_from: FloatN = field(default_factory=lambda: NO_QUANTILES)
+    own_to: FloatN = field(default_factory=lambda: NO_QUANTILES)
 
     @classmethod
-    def of(cls, scores_N: FloatN, fleet_from: FloatN = NO_QUANTILES, fleet_to: FloatN = NO_QUANTILES) -> TailTable:
+    def of(
+        cls,
+        scores_N: FloatN,
+        fleet_from: FloatN = NO_QUANTILES,
+        shrunk_from: FloatN = NO_QUANTILES,
+        own_to: FloatN = NO_QUANTILES,
+    ) -> TailTable:
         """Make the table.
 
         Raises:
@@ -57,11 +66,15 @@ class TailTable:
         index = index[index < rows]
         values = ordered[index]
         at_least = rows - np.searchsorted(ordered, values, side="left")
-        return cls(values, at_least, rows, fleet_from, fleet_to)
+        return cls(values, at_least, rows, fleet_from, shrunk_from, own_to)
 
-    def comparable(self, scores_N: FloatN, own_baseline_N: npt.NDArray[np.bool_]) -> FloatN:
-        """Scores on one scale, whichever baseline described the row."""
-        return np.where(own_baseline_N, scores_N, match_quantiles(scores_N, self.fleet_from, self.fleet_to))
+    def comparable(self, scores_N: FloatN, baseline_N: npt.NDArray[np.integer]) -> FloatN:
+        """Scores on one scale, whichever `Baseline` described the row."""
+        comparable_N = np.array(scores_N, np.float64)
+        for state, source in ((Baseline.FLEET, self.fleet_from), (Baseline.SHRUNK, self.shrunk_from)):
+            rows = np.flatnonzero(baseline_N == state)
+            comparable_N[rows] = match_quantiles(comparable_N[rows], source, self.own_to)
+        return comparable_N
 
     def probability(self, comparable_N: FloatN) -> FloatN:
         """Tail probabilities (N,) in [1 / (n + 1), 1]; between kept scores the larger one."""
@@ -77,14 +90,14 @@ class TailTable:
     def save(self, path: Path) -> None:
         """Write as safetensors."""
         arrays = {"values": self.values, "at_least": self.at_least, "rows": np.array([self.rows])}
-        save_file(arrays | {"fleet_from": self.fleet_from, "fleet_to": self.fleet_to}, path)
+        save_file(arrays | {name: getattr(self, name) for name in MATCHES}, path)
 
     @classmethod
     def load(cls, path: Path) -> TailTable:
         """The inverse of `save`."""
         arrays = load_file(path)
-        fleet = arrays["fleet_from"], arrays["fleet_to"]
-        return cls(arrays["values"], arrays["at_least"], int(arrays["rows"][0]), *fleet)
+        matches = (arrays[name] for name in MATCHES)
+        return cls(arrays["values"], arrays["at_least"], int(arrays["rows"][0]), *matches)
 
 
 def match_quantiles(scores_N: FloatN, source: FloatN, target: FloatN) -> FloatN:

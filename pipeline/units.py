@@ -84,7 +84,7 @@ def conversion(old: str, new: str, where: object) -> Conversion:
     """
     if SPELLINGS.get(old, old) == SPELLINGS.get(new, new):
         return Conversion(1.0, 0.0)
-    first, second = _quantity(old, where), _quantity(new, where)
+    first, second = quantity_of(old, where), quantity_of(new, where)
     if first != second:
         raise ContractError.of("unit", got=f"{old} ({first})", expected=f"a unit of {second}, as {new}", where=where)
     scale, offset = UNITS[first][SPELLINGS.get(old, old)]
@@ -92,7 +92,15 @@ def conversion(old: str, new: str, where: object) -> Conversion:
     return Conversion(scale / to_scale, (offset - to_offset) / to_scale)
 
 
-def _quantity(unit: str, where: object) -> str:
+def quantity_of(unit: str, where: object) -> str:
+    """What a unit measures.
+
+    Raises:
+        ContractError: a unit that is not known.
+
+    >>> quantity_of("mm/s", "example")
+    'velocity'
+    """
     known = SPELLINGS.get(unit, unit)
     for quantity, units in UNITS.items():
         if known in units:

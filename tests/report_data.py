@@ -257,6 +257,7 @@ def evidence(failures: int = FAILURES, heat_bands: int = BINS, spectrum_bands: i
                 "healthy_high_S": healthy * 1.5,
                 "shown": "page" if event["detectors"]["autoencoder"]["caught"] else "last",
                 "shown_us": end - 3_600_000_000,
+                "baseline": "own" if event["detectors"]["autoencoder"]["caught"] else "shrunk",
                 "alert_S": healthy * random.uniform(0.8, 1.3, spectrum_bands),
                 "top_bands": heat_names[:5],
                 "top_share": [0.3, 0.2, 0.1, 0.05, 0.01],

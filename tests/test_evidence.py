@@ -23,6 +23,7 @@ from pipeline.evidence import (
 )
 from pipeline.judge import Judgement, iso
 from pipeline.params import TrainParams
+from pipeline.report_page.failure_evidence import spectrum_chart
 from pipeline.rows import Rows
 from pipeline.schema import MICROSECONDS_PER_HOUR, FleetSpec
 
@@ -91,6 +92,7 @@ def test_the_broken_band_stands_out_in_time_and_frequency(row: dict) -> None:
 
 def test_the_spectrum_at_the_alert_is_compared_with_the_healthy_one(row: dict) -> None:
     assert row["shown"] == "page"
+    assert row["baseline"] == "own"
     assert row["shown_us"] == START_US + (HOURS - 21) * MICROSECONDS_PER_HOUR
     assert row["top_bands"][0] == "50-60 Hz"
     assert row["top_share"][0] > 0.5
@@ -107,6 +109,15 @@ def test_without_an_alert_the_last_rows_stand_for_it() -> None:
     assert only["shown"] == "last"
     assert only["healthy_rows"] == 0
     assert np.isnan(only["healthy_S"]).all()
+
+
+def test_a_wider_baseline_is_said(row: dict) -> None:
+    repaired = rows_of(HOURS, 0, 16, 3, loud_from=HOURS - 30)
+    repaired = replace(repaired, epoch=np.ones(HOURS, np.int32))
+    (only,) = evidence_table(distance(16), repaired, rows_of(HOURS, 0, 16, 1), judged(), fleet_of(16)).to_pylist()
+    assert only["baseline"] == "shrunk"
+    assert "wider, shrunk baseline" in spectrum_chart(only, 0, "g").caption
+    assert "baseline" not in spectrum_chart(row, 0, "g").caption
 
 
 def test_a_failure_without_rows_is_left_out() -> None:

@@ -304,6 +304,28 @@ def test_the_epoch_cap_is_warned_of(data: ReportData, page: str) -> None:
     assert "epoch cap" not in readable(render_report(calm))
 
 
+def test_dead_networks_collapse_and_code_dimensions_in_use_are_told(data: ReportData) -> None:
+    died = "Dead network: all rows have the same code after epoch 3; training started again from another seed (1 of 2)."
+    told = history("vae") | {
+        "restarts": 1,
+        "warnings": [died],
+        "active_units": 7,
+        "code_dimensions": 12,
+        "cap_hit": False,
+        "stopped": "non-finite loss",
+    }
+    page = readable(render_report(replace(data, histories={"vae": told})))
+    assert died in page
+    assert "7 of 12 code dimensions are in use" in page
+    assert "training number 2" in page
+    assert "no longer a finite number" in page
+    assert "KL divergence term by epoch" in page
+    quiet = readable(render_report(replace(data, histories={"vae": history("vae")})))
+    assert "Dead network" not in quiet
+    assert "in use" not in quiet
+    assert "training number" not in quiet
+
+
 def test_a_timeline_keeps_peaks_and_shows_thresholds_and_episodes(page: str) -> None:
     figures = figures_of(page)
     first = figures["timeline-1"]

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import ContractError, ReleaseError
 from pipeline.release import Release, load_release, release_id
+from pipeline.schema import BASELINES, Baseline
 from pipeline.score import score_data_set
 from pipeline.store import day_files, read_table, write_table
 
@@ -37,10 +38,10 @@ def test_service_and_evaluation_give_the_same_bits(built: Path, release: Release
     both = evaluated.merge(scored, on=["file", "row"], suffixes=("_evaluated", "_service"))
     assert len(both) == len(evaluated) > 100
     np.testing.assert_array_equal(both["epoch_evaluated"], both["epoch_service"])
-    own = both["own_baseline_service"].to_numpy(dtype=bool)
-    assert 0 < own.sum() < len(own), "both kinds of baseline are needed here"
+    baseline = both["baseline_service"].map(BASELINES.index).to_numpy(dtype=int)
+    assert {Baseline.SHRUNK, Baseline.OWN} <= set(baseline), "both kinds of baseline are needed here"
     for name in release.manifest["members"]:
-        comparable = release.tails[name].comparable(both[f"score_{name}_service"].to_numpy(), own)
+        comparable = release.tails[name].comparable(both[f"score_{name}_service"].to_numpy(), baseline)
         np.testing.assert_array_equal(both[f"score_{name}_evaluated"].to_numpy(), comparable)
 
 
@@ -109,7 +110,7 @@ def test_a_machine_that_the_release_never_saw_gets_the_fleets_baseline(
     write_table(data / "spectra/2030-01-01.parquet", table.set_column(0, table.schema.field("machine_id"), names))
     score_data_set(release, data, tmp_path / "out")
     found = read_table(tmp_path / "out/2030-01-01.parquet").to_pandas()
-    assert not found["own_baseline"].any()
+    assert set(found["baseline"]) == {"fleet"}
     assert found["score_autoencoder"].notna().all()
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("data", "out")] == []
 
@@ -131,10 +132,10 @@ def test_rows_whose_condition_is_not_known_get_the_fleets_baseline(
     write_table(data / "spectra" / day.name, told)
     score_data_set(release, data, tmp_path / "out")
     found = read_table(tmp_path / "out" / day.name)
-    assert not any(found["own_baseline"].to_pylist())
+    assert set(found["baseline"].to_pylist()) == {"fleet"}
     write_table(data / "spectra" / day.name, table)
     score_data_set(release, data, tmp_path / "known")
-    assert any(read_table(tmp_path / "known" / day.name)["own_baseline"].to_pylist())
+    assert "own" in read_table(tmp_path / "known" / day.name)["baseline"].to_pylist()
 
 
 @pytest.mark.parametrize("victim", ["detectors/pca/weights.safetensors", "calibration.json", "tails/vae.safetensors"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ContractError
+from pipeline.schema import Baseline
 from pipeline.tails import KEPT_WHOLE, TailTable
 
 
@@ -17,7 +18,7 @@ def test_the_probability_is_the_conformal_rank(rng) -> None:
 
 def test_a_thinned_table_is_exact_in_the_tail_and_never_too_small_below(rng, tmp_path: Path) -> None:
     scores = rng.normal(size=200_000)
-    table = TailTable.of(scores, np.array([0.0, 2.0]), np.array([0.0, 1.0]))
+    table = TailTable.of(scores, np.array([0.0, 2.0]), np.array([0.0, 4.0]), np.array([0.0, 1.0]))
     assert len(table.values) < KEPT_WHOLE + 5_000
     asked = np.r_[np.linspace(-5, 5, 2001), scores[:50]]
     exact = (1 + len(scores) - np.searchsorted(np.sort(scores), asked, side="left")) / (len(scores) + 1)
@@ -28,8 +29,8 @@ def test_a_thinned_table_is_exact_in_the_tail_and_never_too_small_below(rng, tmp
     assert (found - exact).max() < 2e-3
     table.save(tmp_path / "t.safetensors")
     again = TailTable.load(tmp_path / "t.safetensors")
-    on_fleet = again.comparable(np.array([1.0, 1.0, 8.0]), np.array([True, False, False]))
-    assert on_fleet.tolist() == [1.0, 0.5, 4.0]
+    baselines = np.array([Baseline.OWN, Baseline.FLEET, Baseline.FLEET, Baseline.SHRUNK])
+    assert again.comparable(np.array([1.0, 1.0, 8.0, 8.0]), baselines).tolist() == [1.0, 0.5, 4.0, 2.0]
     np.testing.assert_array_equal(again.probability(asked), found)
 
 

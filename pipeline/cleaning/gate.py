@@ -21,7 +21,7 @@ from pipeline.detectors import BaselineTable, Fitting, TrainingRows, fit_baselin
 from pipeline.detectors.linear import PcaDetector
 from pipeline.rows import Rows, has_role, load_rows
 from pipeline.schema import BoolN, FleetSpec, FloatN, IntN, Role, codes_and_names, times_us
-from pipeline.train import sample_hours
+from pipeline.training_rows import sample_hours
 
 DRAWS, CONFIDENCE = 400, 0.9
 TIES = {"auroc": 0.002, "tail_instability": 0.05}  # a difference this small says nothing

@@ -154,7 +154,7 @@ class Autoencoder:
         """The code, and what the reconstruction leaves."""
         z = torch.from_numpy(np.ascontiguousarray(z_VG))
         code = self.detector.code(z)
-        return np.asarray(torch.cat([code, z - self.detector.decoder(code)], dim=1).numpy())
+        return np.asarray(torch.cat([code, z - self.detector.decode(code)], dim=1).numpy())
 
 
 def fit_model(name: ModelName, z_VG: Float32, components: int, seed: int) -> ResidualModel:

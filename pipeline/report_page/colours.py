@@ -9,6 +9,8 @@ DETECTOR_LABELS = {
     "energy_zscore": "Energy z-score",
     "squared_distance": "Squared distance",
     "isolation_forest": "Isolation forest",
+    "fleet_relative": "Against its peers",
+    "absolute_limit": "Absolute limit",
     "ensemble": "Ensemble",
 }
 # Light and dark, one truth for the style sheet and the charts. Detector colours differ in lightness as well as in hue.
@@ -41,6 +43,8 @@ PALETTES: dict[str, dict[str, str]] = {
         "d-energy_zscore": "#8b939b",
         "d-squared_distance": "#a8503f",
         "d-isolation_forest": "#5d8a4c",
+        "d-fleet_relative": "#3f7fb5",
+        "d-absolute_limit": "#7a6a4f",
         "d-ensemble": "#2d3b73",
         "d-other": "#b06a94",
     },
@@ -72,6 +76,8 @@ PALETTES: dict[str, dict[str, str]] = {
         "d-energy_zscore": "#8f9aa4",
         "d-squared_distance": "#e08c7a",
         "d-isolation_forest": "#93c281",
+        "d-fleet_relative": "#7db4e0",
+        "d-absolute_limit": "#b9a78a",
         "d-ensemble": "#8fa2ea",
         "d-other": "#d59fc0",
     },

@@ -33,6 +33,11 @@ SHOWN = {
     "comparison": "at the comparison's alert",
     "last": "just before the failure",
 }
+BASELINE_NOTES = {
+    "shrunk": " This machine has too few healthy rows in this epoch and condition: the score is against a wider, "
+    "shrunk baseline.",
+    "fleet": " This machine is not known: the score is against the fleet's baseline.",
+}
 
 
 def evidence_blocks(row: Mapping[str, Any], index: int, window: Sequence[str], failed: str, unit: str) -> list[Block]:
@@ -88,6 +93,11 @@ def _heat_caption(error_TC: np.ndarray, names: Sequence[str]) -> str:
     return f"Largest growth from the first half to the last tenth of this window: {sentence_list(grown)}."
 
 
+def baseline_note(row: Mapping[str, Any]) -> str:
+    """Against what the score was: empty where it is the machine's own baseline."""
+    return BASELINE_NOTES.get(row["baseline"], "")
+
+
 def spectrum_chart(row: Mapping[str, Any], index: int, unit: str) -> Chart:
     """The healthy median with its middle 90 %, and the median at the alert."""
     names, when = row["spectrum_bands"], SHOWN.get(row["shown"], "")
@@ -125,10 +135,10 @@ def _named(trace: Json, names: Sequence[str]) -> Json:
 def _spectrum_caption(row: Mapping[str, Any]) -> str:
     rows = row["healthy_rows"]
     if not rows:
-        return "There are no earlier healthy rows of this machine to compare with."
+        return "There are no earlier healthy rows of this machine to compare with." + baseline_note(row)
     return (
         f"Grey: median and middle 90 % of {rows:,} earlier healthy rows of this machine, nearest in overall level. "
-        f"Coloured: median of the rows {SHOWN.get(row['shown'], '')}."
+        f"Coloured: median of the rows {SHOWN.get(row['shown'], '')}.{baseline_note(row)}"
     )
 
 

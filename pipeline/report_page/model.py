@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from pipeline.report_page.packing import packed_numbers
 from pipeline.report_page.score_charts import distribution_chart
 from pipeline.report_page.spectra import largest_shares, spectrum_charts
 
+NON_FINITE = "non-finite loss"  # why a training stopped, in its history
+
 
 def model_section(data: ReportData) -> Section:
     """Curves, error distribution, reconstructions, and the five worst rows."""
@@ -59,12 +62,34 @@ def model_answer(data: ReportData) -> str:
         losses = [as_number(as_map(entry).get("validation_loss")) for entry in history.get("epochs") or []]
         known = [value for value in losses if value is not None]
         if known:
-            end = "stopped at the epoch cap, not converged" if history.get("cap_hit") else "converged"
             return (
                 f"{detector_label(name)}: the validation loss fell from {number(known[0])} to {number(min(known))} in "
-                f"{len(losses)} epochs; {end}."
+                f"{len(losses)} epochs; {_how_it_ended(history)}.{_units(history)}"
             )
     return ""
+
+
+def _how_it_ended(history: Mapping[str, Any]) -> str:
+    if history.get("cap_hit"):
+        return "stopped at the epoch cap, not converged"
+    return (
+        "stopped because the loss was no longer a finite number"
+        if history.get("stopped") == NON_FINITE
+        else "converged"
+    )
+
+
+def _units(history: Mapping[str, Any]) -> str:
+    """How many dimensions of a variational code are in use."""
+    active, whole = as_number(history.get("active_units")), as_number(history.get("code_dimensions"))
+    if active is None or whole is None:
+        return ""
+    return f" {active:.0f} of {whole:.0f} code dimensions are in use."
+
+
+def _restarts(history: Mapping[str, Any]) -> str:
+    tries = int(as_number(history.get("restarts")) or 0)
+    return f" It is training number {tries + 1}: those before died." if tries else ""
 
 
 def _training(data: ReportData) -> tuple[list[Chart], list[Block]]:
@@ -74,12 +99,14 @@ def _training(data: ReportData) -> tuple[list[Chart], list[Block]]:
     for name in [*order, *sorted(set(data.histories) - set(order))]:
         history = as_map(data.histories.get(name))
         own = training_charts(name, history)
+        if own:  # the first shows the losses
+            own[0] = replace(own[0], caption=own[0].caption + _units(history) + _restarts(history))
         charts += own
-        if own and history.get("cap_hit"):
-            said = [str(text) for text in history.get("warnings") or []] or ["Training stopped at the epoch cap."]
-            warnings.append(
-                Text(f"{detector_label(name)}: {' '.join(said)} More epochs may lower the loss further.", "warning")
-            )
+        said = [str(text) for text in history.get("warnings") or []]
+        if history.get("cap_hit"):
+            said = [*(said or ["Training stopped at the epoch cap."]), "More epochs may lower the loss further."]
+        if own and said:
+            warnings.append(Text(f"{detector_label(name)}: {' '.join(said)}", "warning"))
     return charts, warnings
 
 

@@ -1,0 +1,333 @@
+"""What both networks share: how they are built, trained again where they die, and how they score and explain.
+
+Shape legend: N rows, B rows of a batch, F bins, G = F + 1 features, L latent.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.detectors.base import Arrays, Detector, Fitting, TrainingRows
+from pipeline.detectors.baseline import BaselineTable
+from pipeline.detectors.latent import Tail, code_statistics, residual_variance
+from pipeline.detectors.networks import make_layers, use_dense_convolutions
+from pipeline.detectors.objectives import BIN_LOG_VARIANCE, INPUT_LIMIT, bounded
+from pipeline.engine import FeatureRows, autocast, train_network
+from pipeline.params import NetworkParams
+from pipeline.schema import FloatN, FloatNF
+
+PART_ROWS = 65_536
+PROBE_ROWS = 1024  # spread over the training rows: they tell whether a code is dead
+FIRST_EPOCHS = 3  # after which a dead network is given up
+ROUNDING = 1e-6  # of float32: codes or outputs that differ by less are the same for all rows
+CODE_ROWS = 1_000_000  # spread over the training rows: a covariance of more changes in the fourth digit
+MIN_HEALTHY = 100  # validation rows that alone say what residuals and distances are usual
+SEED_STEP = 1_000_003  # from one try to the next
+VARIANCE_PACE = 5.0  # log variances are larger than weights, and in a few hundred small steps they would not arrive
+TINY = 1e-30  # weight of a bin that has none
+SCORED_LIMIT = 1e15  # robust deviations: the square of more is no float32
+
+
+class Network(nn.Module):
+    """Encoder, decoder, and the variance of each bin where the loss learns it."""
+
+    def __init__(self, params: NetworkParams, bins: int, outputs: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder = make_layers(params, bins, outputs)
+        if params.loss == "gaussian":
+            self.raw_log_variance = nn.Parameter(torch.zeros(bins))
+
+    def bin_log_variance(self) -> torch.Tensor | None:
+        """(F,) within BIN_LOG_VARIANCE; None where the loss learns none."""
+        raw = getattr(self, "raw_log_variance", None)
+        return None if raw is None else bounded(VARIANCE_PACE * raw, BIN_LOG_VARIANCE)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks against a row: in each bin (B, F), non-negative, and in its code (B,); and the code's output."""
+
+    residual_BF: torch.Tensor
+    latent_B: torch.Tensor
+    output_BF: torch.Tensor
+
+
+class DeadNetwork(Exception):
+    """All rows have the same code, or the same output."""
+
+
+class NeuralDetector(Detector):
+    """What both autoencoders share.
+
+    Scores (`score`): `residual`, the mean over the bins of the squared residual, each in units of its healthy variance
+    (`residual: weighted`; a bin that the network explains badly on healthy rows says little) or as it is
+    (`mean_squared`); `latent`, the squared Mahalanobis distance of the code; `combined`, the larger of both in the unit
+    in which they can be compared: minus the log of the share of healthy rows beyond (the smallest tail probability
+    decides, Tippett's method). The residual alone misses a fault that moves along the learned surface.
+    """
+
+    network: Network
+
+    def __init__(
+        self,
+        baselines: BaselineTable,
+        batch_rows: int = 4096,
+        device: torch.device | None = None,
+        *,
+        params: NetworkParams | None = None,
+    ) -> None:
+        super().__init__(baselines, batch_rows, device)
+        self.params = params or self.default_params()
+        self._statistics: dict[str, torch.Tensor] = {}
+        self._tails: dict[str, Tail] = {}
+
+    @classmethod
+    @abstractmethod
+    def default_params(cls) -> NetworkParams:
+        """Parameters where none are given."""
+
+    @abstractmethod
+    def encoder_outputs(self) -> int:
+        """Width of the encoder's head."""
+
+    @abstractmethod
+    def loss(self, x_BF: torch.Tensor, epoch: int, noise: torch.Generator | None) -> dict[str, torch.Tensor]:
+        """Terms of the loss, each a mean over rows; `loss` is what is minimised; no noise: an evaluation."""
+
+    def build(self) -> None:
+        """Make the layers (their weights come from torch's current random state)."""
+        self.network = Network(self.params, self.baselines.bins, self.encoder_outputs()).to(self.device).eval()
+        use_dense_convolutions(self.network, self.precision == "bfloat16")
+
+    def code(self, x_BF: torch.Tensor) -> torch.Tensor:
+        """(B, L) deterministic codes of rows in robust deviations."""
+        return self._encoded(x_BF.clamp(-INPUT_LIMIT, INPUT_LIMIT))[:, : self.params.latent]
+
+    def decode(self, code_BL: torch.Tensor) -> torch.Tensor:
+        """(B, F) what codes say that rows are, in robust deviations."""
+        with autocast(self.device, self.precision):
+            output: torch.Tensor = self.network.decoder(code_BL)
+        return output.float()
+
+    def _encoded(self, held_BF: torch.Tensor) -> torch.Tensor:
+        """What the encoder's head says of rows within INPUT_LIMIT."""
+        with autocast(self.device, self.precision):
+            outputs: torch.Tensor = self.network.encoder(held_BF)
+        return outputs.float()
+
+    def fit(self, rows: TrainingRows, fitting: Fitting) -> dict[str, Any]:
+        """Train with early stopping on the validation rows; the best weights are kept.
+
+        A network that is dead is trained again from another seed, at most `restarts` times.
+
+        Returns:
+            The history of the last training (see `train_network`), with `restarts` and all warnings.
+
+        Raises:
+            ContractError: rows with NaN or infinity.
+            HearkenError: no epoch ended with a finite loss.
+        """
+        train = self.feature_rows(rows, fitting, INPUT_LIMIT)
+        probe_BF = train.features[:: max(1, len(train) // PROBE_ROWS)].to(self.device)
+        validation_NF = self.relative(rows.validation, rows.validation_code)[:, :-1]
+        warnings = self._doubts(probe_BF)
+        history = self._train(train, validation_NF.clamp(-INPUT_LIMIT, INPUT_LIMIT), probe_BF, fitting, warnings)
+        healthy_NF = validation_NF if len(validation_NF) >= MIN_HEALTHY else torch.cat([validation_NF, probe_BF])
+        with torch.inference_mode():
+            found = self._fit_statistics(train, healthy_NF)
+        return history | found | {"warnings": [*warnings, *history["warnings"], *self._findings(found)]}
+
+    def _doubts(self, probe_BF: torch.Tensor) -> list[str]:
+        """Warnings before training: of rows without variation, of a network that can copy."""
+        doubts = []
+        if not _varies(probe_BF):
+            doubts.append("The training rows do not vary in any bin: there is nothing that a network could learn.")
+        bins, latent = self.baselines.bins, self.params.latent
+        if latent >= bins and not self._is_regularised():
+            doubts.append(
+                f"Identity mapping: the code ({latent}) is not narrower than the input ({bins} bins) and nothing "
+                f"regularises it: the network can copy faults as well as health. Lower train.{self.name}.latent, or "
+                f"set train.{self.name}.noise."
+            )
+        return doubts
+
+    def _is_regularised(self) -> bool:
+        return self.params.noise.any
+
+    def _findings(self, found: dict[str, Any]) -> list[str]:  # noqa: ARG002  (a network may have none)
+        """Warnings about what has been learned, from the facts of the codes."""
+        return []
+
+    def _train(
+        self,
+        train: FeatureRows,
+        validation_NF: torch.Tensor,
+        probe_BF: torch.Tensor,
+        fitting: Fitting,
+        warnings: list[str],
+    ) -> dict[str, Any]:
+        """The history of the first training that ends alive, else of the last; what died is added to the warnings."""
+        restarts, settings = self.params.restarts, self.params.optimiser
+        history, tried = self._try(train, validation_NF, probe_BF, fitting, last=not restarts), 0
+        while died := history.pop("died"):
+            if tried == restarts:
+                advice = f"lower train.{self.name}.optimiser.learning_rate ({settings.learning_rate})"
+                end = f"and no seed is left; {advice} or change the activation ({self.params.activation})."
+                warnings.append(f"Dead network: {died}, {end}")
+                fitting.say(warnings[-1])
+                break
+            tried += 1
+            warnings.append(f"Dead network: {died}; training started again from another seed ({tried} of {restarts}).")
+            fitting.say(warnings[-1])
+            again = replace(fitting, seed=fitting.seed + tried * SEED_STEP)
+            history = self._try(train, validation_NF, probe_BF, again, last=tried == restarts)
+        return history | {"restarts": tried}
+
+    def _try(
+        self, train: FeatureRows, validation_NF: torch.Tensor, probe_BF: torch.Tensor, fitting: Fitting, *, last: bool
+    ) -> dict[str, Any]:
+        """One training from the first weights of a seed; `died` says what is dead. The last one is not cut short."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fitting.seed)
+            self.build()
+        loss = self.loss if last else _Watched(self, probe_BF)
+        run = fitting.run(self.name, self.precision)
+        try:
+            history = train_network(self.network, loss, train, validation_NF, self.params.optimiser, run)
+        except DeadNetwork as death:
+            return {"died": str(death)}
+        return history | {"died": self.what_is_dead(probe_BF)}
+
+    @torch.inference_mode()
+    def what_is_dead(self, probe_BF: torch.Tensor) -> str:
+        """What is the same for all rows, the code or the output; empty where neither is, or the rows are the same.
+
+        In float32, whatever the precision: rounding to bfloat16 makes alike what is not.
+        """
+        if not _varies(probe_BF):
+            return ""
+        with torch.autocast(self.device.type, enabled=False):
+            code_BL = self.network.encoder(probe_BF)[:, : self.params.latent]
+            output_BF = self.network.decoder(code_BL)
+        if not _varies(code_BL):
+            return "all rows have the same code"
+        return "" if _varies(output_BF) else "all rows have the same reconstruction"
+
+    def _fit_statistics(self, train: FeatureRows, healthy_NF: torch.Tensor) -> dict[str, Any]:
+        """What is usual: codes of training rows, residuals and distances of later healthy ones; for the history."""
+        step = max(1, len(train) // CODE_ROWS)
+        codes_NL = torch.cat([self.code(part[::step]) for part in train.parts()])
+        mean_L, root_LL = code_statistics(codes_NL)
+        self._statistics = {"latent_mean": mean_L, "latent_root": root_LL}
+        if self.params.residual == "weighted":
+            residuals = (part - self.decode(self.code(part)) for part in healthy_NF.split(PART_ROWS))
+            self._statistics["residual_variance"] = residual_variance(residuals, self.baselines.bins, INPUT_LIMIT)
+        evidence = [self.evidence(part) for part in healthy_NF.split(PART_ROWS)]
+        values = {
+            "residual": [each.residual_BF.sum(1) for each in evidence],
+            "latent": [each.latent_B for each in evidence],
+        }
+        self._tails = {name: Tail.of(torch.cat(of).double().cpu().numpy()) for name, of in values.items()}
+        return self._code_facts(codes_NL)
+
+    def _code_facts(self, codes_NL: torch.Tensor) -> dict[str, Any]:  # noqa: ARG002  (a network may have none)
+        """What the history tells of the codes of training rows."""
+        return {}
+
+    def evidence(self, x_BF: torch.Tensor) -> Evidence:
+        """Residuals and latent distance of rows in robust deviations."""
+        code_BL = self.code(x_BF)
+        output_BF = self.decode(code_BL)
+        weight: torch.Tensor | float = 1.0 / self.baselines.bins
+        if "residual_variance" in self._statistics:
+            weight = weight / self._statistics["residual_variance"]
+        residual_BF = x_BF.clamp(-SCORED_LIMIT, SCORED_LIMIT).sub_(output_BF).square_().mul_(weight)
+        # double: autocast leaves it alone
+        away_BL = (code_BL.double() - self._statistics["latent_mean"]) @ self._statistics["latent_root"]
+        return Evidence(residual_BF, away_BL.square().sum(1), output_BF)
+
+    def _parts_of_score(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
+        """What residual and code add to the score, each (B,) float64."""
+        residual_B, latent_B = evidence.residual_BF.sum(1).double(), evidence.latent_B.double()
+        if self.params.score == "combined":
+            residual_B, latent_B = self._tails["residual"](residual_B), self._tails["latent"](latent_B)
+            decides_B = residual_B >= latent_B
+            return residual_B * decides_B, latent_B * ~decides_B
+        only = {"residual": (1.0, 0.0), "latent": (0.0, 1.0)}.get(self.params.score, (1.0, 1.0))
+        return residual_B * only[0], latent_B * only[1]
+
+    def score_batch(self, spectra_BF: torch.Tensor, relative_BG: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """The score that the parameters name."""
+        residual_B, latent_B = self._parts_of_score(self.evidence(relative_BG[:, :-1]))
+        return residual_B + latent_B
+
+    def explain_batch(self, spectra_BF: torch.Tensor, relative_BG: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Shares per bin: the residual's by the bins' own; the code's by how far it moves the output from the usual."""
+        evidence = self.evidence(relative_BG[:, :-1])
+        residual_B, latent_B = self._parts_of_score(evidence)
+        usual_F = self.decode(self._statistics["latent_mean"][None].float())[0]
+        moved_BF = (evidence.output_BF - usual_F).square()
+        total: torch.Tensor = _shared(residual_B, evidence.residual_BF) + _shared(latent_B, moved_BF)
+        return total
+
+    @torch.inference_mode()
+    def reconstruct(self, spectra_NF: FloatNF, code_N: np.ndarray) -> tuple[FloatN, FloatN]:
+        """Original and reconstruction (N, F), in robust deviations from the row's baseline; for reports."""
+        x = self.relative(spectra_NF, code_N)[:, :-1]
+        return x.cpu().numpy(), self.decode(self.code(x)).cpu().numpy()
+
+    def arrays(self) -> Arrays:
+        """Layers and statistics."""
+        layers = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        statistics = {f"statistics.{name}": value for name, value in self._statistics.items()}
+        tails = {f"tail.{name}": np.array(tail.knots) for name, tail in self._tails.items()}
+        return {name: value.cpu().numpy() for name, value in (layers | statistics).items()} | tails
+
+    def restore(self, arrays: Arrays, settings: dict[str, Any]) -> None:
+        """Load layers and statistics; a RuntimeError or KeyError where they do not fit."""
+        self.params = type(self.params).model_validate(settings["params"])
+        self.build()
+        tensors = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in arrays.items()}
+        self.network.load_state_dict(_below(tensors, "network."))
+        self._statistics = _below(tensors, "statistics.")
+        self._tails = {name: Tail(tuple(knots.tolist())) for name, knots in _below(tensors, "tail.").items()}
+
+    def settings(self) -> dict[str, Any]:
+        """Parameters."""
+        return {"params": self.params.model_dump(mode="json")}
+
+
+class _Watched:
+    """A detector's loss that raises DeadNetwork where the network is dead after FIRST_EPOCHS."""
+
+    def __init__(self, detector: NeuralDetector, probe_BF: torch.Tensor) -> None:
+        self.detector, self.probe_BF, self.epoch = detector, probe_BF, 0
+
+    def __call__(self, x_BF: torch.Tensor, epoch: int, noise: torch.Generator | None) -> dict[str, torch.Tensor]:
+        if noise is not None:
+            self.epoch = epoch
+        elif self.epoch == FIRST_EPOCHS and (died := self.detector.what_is_dead(self.probe_BF)):
+            raise DeadNetwork(f"{died} after epoch {self.epoch}")
+        return self.detector.loss(x_BF, epoch, noise)
+
+
+def _varies(values: torch.Tensor) -> bool:
+    """Does any column differ between rows, by more than rounding of the numbers in it?"""
+    spread, size = values.amax(0) - values.amin(0), values.abs().amax(0)
+    return bool((spread > ROUNDING * size).any())
+
+
+def _shared(value_B: torch.Tensor, weight_BF: torch.Tensor) -> torch.Tensor:
+    """Values (B,) divided among bins (B, F) by their weights; evenly where all are zero."""
+    weight_BF = weight_BF.double() + TINY
+    return value_B[:, None] * weight_BF / weight_BF.sum(1, keepdim=True)
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
