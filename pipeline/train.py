@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +19,21 @@ import torch
 
 from pipeline.detectors import Detector, Fitting, TrainingRows, choose_device, fit_baselines, make_detector
 from pipeline.detectors.base import write_history
+from pipeline.engine import choose_precision, discard
 from pipeline.errors import ContractError, UserError, run_reporting_errors
-from pipeline.params import Params, TrainParams, load_params
-from pipeline.rows import Rows, has_role, load_rows
-from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FleetSpec, Role, load_fleet_spec
+from pipeline.params import NEURAL_DETECTORS, Params, TrainParams, load_params
+from pipeline.rows import RowKeys, Rows, has_role, load_conditions
+from pipeline.schema import BoolN, FleetSpec, IntN, Role, codes_and_names, load_fleet_spec, times_us
 from pipeline.store import atomic_folder, read_table
+from pipeline.training_rows import Material, divide, material_in, material_of
 
-MIN_TRAINING_ROWS = 10
 FEW_OWN = 0.5  # of the training rows: below it baselines describe little, and somebody should know
+CODE = ("engine", "detectors")  # folders whose bytes decide what a checkpoint is worth
 
 
 def use_threads(threads: int) -> None:
     """Fix the number of threads: it decides the last bits of sums."""
     torch.set_num_threads(threads)
-
-
-def sample_hours(machine_N: np.ndarray, time_us_N: np.ndarray, max_rows: int, seed: int) -> BoolN:
-    """Which rows to keep so that at most about `max_rows` remain: whole machine-hours, never single rows.
-
-    >>> hours = np.repeat(np.arange(100), 6) * MICROSECONDS_PER_HOUR
-    >>> kept = sample_hours(np.zeros(600, int), hours, 300, seed=1)
-    >>> 200 < kept.sum() < 400 and set(np.add.reduceat(kept, np.arange(0, 600, 6))) == {0, 6}
-    True
-    """
-    if len(machine_N) <= max_rows:
-        return np.ones(len(machine_N), bool)
-    hour_N = time_us_N // MICROSECONDS_PER_HOUR
-    key_N = (hour_N.astype(np.uint64) * np.uint64(1_000_003) + machine_N.astype(np.uint64)) ^ np.uint64(seed)
-    mixed_N = key_N * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing (Knuth, TAOCP 3, 6.4)
-    mixed_N ^= mixed_N >> np.uint64(32)
-    share_N = (mixed_N * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(40)).astype(np.float64) / 2**24
-    return np.asarray(share_N < max_rows / len(machine_N))
 
 
 def train_detector(
@@ -59,7 +46,7 @@ def train_detector(
     seed: int,
     say: Any = lambda _line: None,
 ) -> tuple[Detector, dict[str, Any]]:
-    """Fit baselines and one detector.
+    """Fit baselines and one detector on rows that are in memory.
 
     Args:
         name: detector.
@@ -73,56 +60,59 @@ def train_detector(
     Raises:
         ContractError: no training rows.
     """
-    is_train, is_validation = role_N == Role.TRAIN, role_N == Role.VALIDATION
-    if not is_train.any():
-        raise ContractError.of("training rows", got=0, expected="at least one healthy row", where="role train")
-    # a machine with rows that only describe it is described by those alone, as its test rows will be
-    is_baseline = role_N == Role.BASELINE
-    described = np.bincount(rows.machine[is_baseline], minlength=len(rows.machines)) >= params.baseline.min_rows
-    describes = np.where(described[rows.machine], is_baseline, is_train | is_baseline)
-    settings = params.baseline
+    parts = divide(rows.keys, rows.time_us, role_N, params, seed)
+    return fit_detector(name, material_of(rows, parts), fleet, params, fitting_of(params, seed, say))
+
+
+def fitting_of(params: TrainParams, seed: int, say: Any) -> Fitting:
+    """How to fit, with nothing kept on disk.
+
+    Raises:
+        UserError: a device is asked for and absent.
+    """
+    return Fitting(seed, choose_device(params.device), say, compile=params.compile == "auto")
+
+
+def fit_detector(
+    name: str, material: Material, fleet: FleetSpec, params: TrainParams, fitting: Fitting
+) -> tuple[Detector, dict[str, Any]]:
+    """Fit baselines and one detector; see train_detector."""
+    parts, settings, say = material.parts, params.baseline, fitting.say
     baselines = fit_baselines(
-        rows.spectra[describes],
-        rows.keys.take(describes),
+        material.read(parts.describes_N),
+        material.keys.take(parts.describes_N),
         scope=settings.scope,
         condition_column=settings.condition_column,
         shrink_rows=settings.shrink_rows,
         min_rows=settings.min_rows,
         log=fleet.kind == "spectrum",
     )
-    code_N = baselines.codes(rows.keys)
-    own_share = float(baselines.is_own(code_N[is_train]).mean())
+    code_N = baselines.codes(material.keys)
+    own_share = float(baselines.is_own(code_N[parts.train_N]).mean())
     if settings.scope != "global" and own_share < FEW_OWN:
         say(
             f"only {own_share:.0%} of the training rows have a baseline of their own: each machine, epoch and "
             f"{settings.condition_column} needs {settings.min_rows} rows (train.baseline)"
         )
-    kept = is_train.copy()
-    kept[is_train] = sample_hours(rows.machine[is_train], rows.time_us[is_train], params.max_rows, seed)
-    if not is_validation.any():  # too short to set days apart: the last tenth of the training rows, in time
-        late = np.argsort(rows.time_us + np.where(kept, 0, np.iinfo(np.int64).min // 2), kind="stable")
-        is_validation = np.zeros(len(kept), bool)
-        is_validation[late[-max(1, int(kept.sum()) // 10) :]] = True
-        if kept.sum() > is_validation.sum():
-            kept &= ~is_validation
-    if kept.sum() < MIN_TRAINING_ROWS:
-        expected = f"at least {MIN_TRAINING_ROWS} healthy rows"
-        raise ContractError.of("training rows", got=int(kept.sum()), expected=expected, where="role train")
-    device = choose_device(params.device)
-    detector = make_detector(name, baselines, params, device)
-    training = TrainingRows(rows.spectra[kept], code_N[kept], rows.spectra[is_validation], code_N[is_validation])
+    detector = make_detector(name, baselines, params, fitting.device, fleet)
+    if name in NEURAL_DETECTORS:
+        detector.precision = choose_precision(params.precision, fitting.device)
+    train_code, validation_code = code_N[parts.train_N], code_N[parts.validation_N]
+    train, validation = material.read(parts.train_N), material.read(parts.validation_N)
+    training = TrainingRows(train, train_code, validation, validation_code, material.train_hour)
     start = time.perf_counter()
-    history = detector.fit(training, Fitting(seed, device, say))
-    seconds = time.perf_counter() - start
-    epochs = len(history.get("epochs", [])) or 1
-    say(
-        f"fitted on {kept.sum():,} rows in {seconds:.1f} s, {epochs * int(kept.sum()) / max(seconds, 1e-9):,.0f} rows/s"
-    )
-    history |= {"rows": int(kept.sum()), "validation_rows": int(is_validation.sum()), "device": device.type}
+    history = detector.fit(training, fitting)
+    seconds, count = time.perf_counter() - start, len(train_code)
+    speed = history.pop("rows_per_s", 0.0) or count / max(
+        seconds, 1e-9
+    )  # a time: not for the history, which is an output
+    say(f"fitted on {count:,} rows in {seconds:.1f} s, {speed:,.0f} rows/s")
+    history |= {"rows": count, "validation_rows": len(validation_code), "device": fitting.device.type}
+    history |= {"precision": detector.precision}
     history["baselines"] = {
         "scope": settings.scope,
         "machines": len({machine for machine, _, _ in baselines.keys}),
-        "keys": len(baselines.keys),
+        "keys": baselines.own,
         "fleet_conditions": len(baselines.conditions),
         "own_share": round(own_share, 4),  # of the training rows
     }
@@ -146,15 +136,50 @@ def run(name: str, params: Params, root: Path) -> None:
     raw, fleet = root / "data/raw", load_fleet_spec(root / "data/raw/fleet.yaml")
     split, kept = training_table(root / "data/status")
     selected = has_role(split, Role.TRAIN, Role.VALIDATION, Role.BASELINE) & kept
-    rows = load_rows(raw, split, selected, fleet.bins, params.train.baseline.conditions_from)
+    keys, time_us_N, role_N = _keys(raw, split, selected, params.train.baseline.conditions_from)
+    parts = divide(keys, time_us_N, role_N, params.train, params.seed)
+    home = root / ".hearken"  # beside what DVC removes before a run
+    material = material_in(raw, split, selected, fleet.bins, keys, time_us_N, parts, home / "scratch")
 
     def say(line: str) -> None:
         print(f"progress train@{name}: {line}", flush=True)
 
-    detector, history = train_detector(name, rows, rows.column("role"), fleet, params.train, seed=params.seed, say=say)
+    traces = home / "training" / name
+    fitting = replace(
+        fitting_of(params.train, params.seed, say),
+        checkpoint=traces / "checkpoints",
+        live=traces / "live",
+        scratch=home / "scratch",
+        key=_key(name, params.train),
+    )
+    detector, history = fit_detector(name, material, fleet, params.train, fitting)
     with atomic_folder(root / "data/models" / name) as folder:
         detector.save(folder)
         write_history(folder, history)
+        if (traces / "live").is_dir():
+            shutil.copytree(traces / "live", folder / "live")
+    discard(traces)
+
+
+def _keys(
+    raw: Path, split: pa.Table, selected: BoolN, condition_column: str | None
+) -> tuple[RowKeys, IntN, np.ndarray]:
+    """Keys, times and roles of the selected rows, without their spectra."""
+    rows = split.filter(pa.array(selected))
+    machine_N, machines = codes_and_names(rows["machine_id"])
+    condition_N, conditions = load_conditions(raw, split, selected, condition_column)
+    role_code, roles = codes_and_names(rows["role"])
+    keys = RowKeys(machines, machine_N, rows["epoch"].to_numpy(), conditions, condition_N)
+    return keys, times_us(rows["timestamp"]), np.array([*roles, ""], dtype=object)[role_code]
+
+
+def _key(name: str, params: TrainParams) -> str:
+    """What decides the weights beside rows, seed and optimiser: the detector's parameters, and the code."""
+    digest = hashlib.sha256(getattr(params, name).model_dump_json().encode())
+    for folder in CODE:
+        for path in sorted((Path(__file__).parent / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def main() -> None:

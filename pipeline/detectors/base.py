@@ -23,8 +23,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from pipeline.detectors.baseline import BaselineTable, Tables, baselines_from
+from pipeline.engine import FeatureRows, Precision, Run, autocast
 from pipeline.errors import ContractError, ReleaseError
-from pipeline.schema import FloatN, FloatNF
+from pipeline.schema import FloatN, FloatNF, IntN
 from pipeline.store import read_json, write_json, write_text
 
 WEIGHTS = "weights.safetensors"
@@ -36,22 +37,47 @@ Arrays = dict[str, npt.NDArray[Any]]
 class TrainingRows:
     """Healthy rows that fit a detector, and later ones of the same machines that say when to stop.
 
-    `code` and `validation_code` are rows of the baseline table.
+    `code` and `validation_code` are rows of the baseline table; `hour` is equal for neighbouring rows of one machine's
+    hour (None: not known). `spectra` may be the map of a file: take it in parts, as `Detector.feature_rows` does.
     """
 
     spectra: FloatNF
     code: npt.NDArray[np.int32]
     validation: FloatNF
     validation_code: npt.NDArray[np.int32]
+    hour: IntN | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fitting:
-    """How to fit: seed, device, and where progress is told."""
+    """How to fit: seed, device, where progress is told, and places on disk (None: nothing is written).
+
+    `checkpoint` survives a killed process, `live` holds figures per epoch, `scratch` rows that do not fit into memory;
+    `key` is what decides the result beside seed, rows and optimiser (parameters, version of the code).
+    """
 
     seed: int
     device: torch.device
     say: Callable[[str], None] = field(default=lambda _line: None)
+    checkpoint: Path | None = None
+    live: Path | None = None
+    scratch: Path | None = None
+    key: str = ""
+    compile: bool = False
+
+    def run(self, name: str, precision: Precision) -> Run:
+        """What the engine is told, for a network of this name."""
+        return Run(
+            name=name,
+            seed=self.seed,
+            device=self.device,
+            precision=precision,
+            say=self.say,
+            checkpoint=self.checkpoint,
+            live=self.live,
+            key=self.key,
+            compile=self.compile,
+        )
 
 
 class Detector(ABC):
@@ -61,9 +87,15 @@ class Detector(ABC):
         baselines: fitted on the same training rows.
         batch_rows: size of the padded batch in which rows are scored.
         device: where scores are computed.
+
+    `precision` is that of matrix products, in fitting, calibration and service alike; networks set it before they fit.
     """
 
     name: ClassVar[str]
+    matched: ClassVar[bool] = (
+        True  # scores against a wider baseline than a row's own mean less, and are brought to its scale
+    )
+    precision: Precision = "float32"
 
     def __init__(self, baselines: BaselineTable, batch_rows: int = 4096, device: torch.device | None = None) -> None:
         self.baselines, self.batch_rows = baselines, batch_rows
@@ -125,6 +157,23 @@ class Detector(ABC):
             relative[part] = self.baselines.relative(spectra, codes, self._tables)
         return relative
 
+    def feature_rows(self, rows: TrainingRows, fitting: Fitting, limit: float = float("inf")) -> FeatureRows:
+        """The bins (N, F) relative to the baseline, held within +-limit, for the engine; memory is bounded.
+
+        They are resident on the device where they fit, else in a file below `fitting.scratch`.
+
+        Raises:
+            ContractError: rows with NaN or infinity.
+        """
+        parts = (
+            self.relative(rows.spectra[begin : begin + 65_536], rows.code[begin : begin + 65_536])[:, :-1].clamp_(
+                -limit, limit
+            )
+            for begin in range(0, len(rows.spectra), 65_536)
+        )
+        size, bins = len(rows.spectra), self.baselines.bins
+        return FeatureRows.gather(parts, size, bins, self.device, hour_N=rows.hour, scratch=fitting.scratch)
+
     def save(self, folder: Path) -> None:
         """Write weights.safetensors and manifest.json into an existing folder."""
         arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
@@ -133,7 +182,7 @@ class Detector(ABC):
             "detector": self.name,
             "bins": self.baselines.bins,
             "batch_rows": self.batch_rows,
-            "precision": "float32",
+            "precision": self.precision,
             "baselines": self.baselines.to_json(),
             "settings": self.settings(),
         }
@@ -162,7 +211,9 @@ class Detector(ABC):
             codes.numpy()[: len(part)] = code_N[begin : begin + self.batch_rows]
             spectra, on_device = batch.to(self.device), codes.to(self.device)
             relative = self.baselines.relative(spectra, on_device, self._tables)
-            out[begin : begin + len(part)] = compute(spectra, relative)[: len(part)].double().cpu().numpy()
+            with autocast(self.device, self.precision):
+                computed = compute(spectra, relative)
+            out[begin : begin + len(part)] = computed[: len(part)].double().cpu().numpy()
         return out
 
 
@@ -186,12 +237,24 @@ def load_arrays(folder: Path) -> tuple[dict[str, Any], Arrays]:
 
 
 def restore_detector(kind: type[Detector], folder: Path, device: torch.device | None = None) -> Detector:
-    """Load a saved detector of a known class."""
+    """Load a saved detector of a known class.
+
+    Raises:
+        ReleaseError: files missing or damaged, or weights that do not belong to the manifest (another number of bins).
+    """
     manifest, arrays = load_arrays(folder)
-    location, scale = arrays.pop("baseline.location"), arrays.pop("baseline.scale")
-    baselines = baselines_from(manifest["baselines"], location, scale)
-    detector = kind(baselines, int(manifest["batch_rows"]), device)
-    detector.restore(arrays, manifest["settings"])
+    try:
+        location, scale = arrays.pop("baseline.location"), arrays.pop("baseline.scale")
+        if location.shape[1] - 1 != manifest["bins"]:
+            got, expected = f"baselines of {location.shape[1] - 1} bins", f"{manifest['bins']} as the manifest says"
+            raise ReleaseError(f"detector: got {got}, expected {expected}, in {folder}.")
+        baselines = baselines_from(manifest["baselines"], location, scale)
+        detector = kind(baselines, int(manifest["batch_rows"]), device)
+        detector.precision = manifest["precision"]
+        detector.restore(arrays, manifest["settings"])
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:  # torch raises RuntimeError for a wrong shape
+        got = " ".join(str(error).split())[:200]
+        raise ReleaseError(f"detector: got {got}, expected weights that fit the manifest, in {folder}.") from None
     return detector
 
 

@@ -10,6 +10,7 @@ import torch
 from pipeline.detectors.base import Arrays, Detector, Fitting, TrainingRows
 from pipeline.detectors.baseline import BaselineTable
 
+PART_ROWS = 65_536
 REFERENCE_PERCENTILE = 99.0  # of healthy validation rows: the unit in which Q and T squared are added
 
 
@@ -40,10 +41,16 @@ class PcaDetector(Detector):
         self.variance_kept, self.max_components = variance_kept, max_components
 
     def fit(self, rows: TrainingRows, fitting: Fitting) -> dict[str, Any]:  # noqa: ARG002
-        """Eigenvectors of the covariance; one pass, any number of rows."""
-        relative = self.relative(rows.spectra, rows.code)[:, :-1].double().clamp(-10, 10)
-        self.mean = relative.mean(0)
-        covariance = torch.cov((relative - self.mean).T).reshape(self.baselines.bins, -1)
+        """Eigenvectors of the covariance; one pass over any number of rows, in parts."""
+        count, bins = len(rows.spectra), self.baselines.bins
+        total = torch.zeros(bins, dtype=torch.float64, device=self.device)
+        squares = torch.zeros((bins, bins), dtype=torch.float64, device=self.device)
+        for part in _parts(count):
+            held = self.relative(rows.spectra[part], rows.code[part])[:, :-1].double().clamp(-10, 10)
+            total += held.sum(0)
+            squares += held.T @ held
+        self.mean = total / count
+        covariance = (squares - count * torch.outer(self.mean, self.mean)) / max(1, count - 1)
         values, vectors = torch.linalg.eigh(covariance)
         values, vectors = values.flip(0).clamp_min(1e-12), vectors.flip(1)
         kept = int(torch.searchsorted(torch.cumsum(values, 0) / values.sum(), self.variance_kept)) + 1
@@ -53,9 +60,12 @@ class PcaDetector(Detector):
         self.mean = self.mean.float()
         self._prepare()
         self.q_reference = self.t_reference = torch.tensor(1.0, device=self.device)
-        q, t = self._q_and_t(self.relative(rows.validation, rows.validation_code))
-        self.q_reference = _percentile(q)
-        self.t_reference = _percentile(t)
+        parts = [
+            self._q_and_t(self.relative(rows.validation[part], rows.validation_code[part]))
+            for part in _parts(len(rows.validation))
+        ]
+        self.q_reference = _percentile(torch.cat([q for q, _ in parts]))
+        self.t_reference = _percentile(torch.cat([t for _, t in parts]))
         explained = float(values[:components].sum() / values.sum())
         return {"components": components, "variance_explained": explained}
 
@@ -168,6 +178,11 @@ class DistanceDetector(Detector):
 
     def restore(self, arrays: Arrays, settings: dict[str, Any]) -> None:
         """Nothing to load."""
+
+
+def _parts(rows: int) -> list[slice]:
+    """Slices that cover rows; one at least, and none large."""
+    return [slice(begin, begin + PART_ROWS) for begin in range(0, max(1, rows), PART_ROWS)]
 
 
 def _percentile(values_N: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,42 @@
+"""What a training is told: who it is, where it runs, and where it leaves its traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.engine.precision import Precision
+
+Loss = Callable[[torch.Tensor, int, torch.Generator | None], dict[str, torch.Tensor]]
+"""Terms of the loss of a batch (B, F), each a mean over its rows; the term `loss` is minimised.
+
+The second argument is the epoch, from 1; the third the noise of training, None for an evaluation, which draws nothing.
+"""
+
+
+def _silent(_line: str) -> None:
+    """Told lines, and keeps none."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    `name` stands in messages; `seed` decides the order of rows and the noise (the weights come with the network);
+    `checkpoint` is a folder that survives a killed process (None: nothing is kept); `key` is what decides the result
+    beside what the engine sees itself, such as the parameters of the loss and the version of the code; `live` the
+    folder of DVCLive's figures per epoch.
+    """
+
+    name: str
+    seed: int
+    device: torch.device
+    precision: Precision = "float32"
+    say: Callable[[str], None] = _silent
+    checkpoint: Path | None = None
+    live: Path | None = None
+    key: str = ""
+    compile: bool = False
