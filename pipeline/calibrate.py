@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,23 @@ from pipeline.detectors import Detector, choose_device, load_detector
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.intervals import rate_with_interval
 from pipeline.params import CalibrateParams, load_params
-from pipeline.rows import Rows, has_role, load_rows
+from pipeline.pareto import TailFit, fit_tail, rows_needed
+from pipeline.rows import Rows, has_role, load_conditions
 from pipeline.schema import (
     BASELINES,
     MICROSECONDS_PER_DAY,
     Baseline,
     BoolN,
     FloatN,
+    FloatNF,
+    IntN,
     Role,
+    codes_and_names,
     dictionary_column,
     load_fleet_spec,
+    times_us,
 )
-from pipeline.store import atomic_folder, read_json, read_table, write_json, write_table
+from pipeline.store import atomic_folder, read_json, read_spectra, read_table, write_json, write_table
 from pipeline.tails import NO_QUANTILES, TailTable
 from pipeline.train import use_threads
 
@@ -35,6 +40,10 @@ TIERS = ("low", "page")
 MATCHED = np.r_[np.linspace(0, 99, 100), 99.5, 99.8]  # percentiles at which scores of two baselines are matched
 MATCHED_ROWS = 50_000
 MIN_ROWS = 20
+FEW_ROWS = 100
+BASES = {"pareto": "Pareto tail", "exponential": "exponential tail", "none": "largest scores"}  # of a threshold
+PIECE_ROWS = 200_000  # spectra held at once, rounded up to whole day files
+Pieces = Iterable[tuple[slice, FloatNF]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,26 @@ class Scored:
     baseline: npt.NDArray[np.int8]  # as `Baseline`
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Rows without their spectra, their raw scores per detector, and some of them scored on wider baselines.
+
+    `baseline` says which `Baseline` each row was scored against. `wider` (M, 3) holds scores of the same M rows against
+    the fleet's baseline, their machine's as if it had just begun an epoch, and their own; empty for a detector whose
+    scores need no match.
+    """
+
+    rows: Rows
+    raw: Mapping[str, FloatN]
+    baseline: npt.NDArray[np.int8]
+    wider: Mapping[str, FloatNF]
+
+    def comparable(self, tables: Mapping[str, TailTable]) -> Scored:
+        """The rows with comparable scores."""
+        scores = {name: tables[name].comparable(raw, self.baseline) for name, raw in self.raw.items()}
+        return Scored(self.rows, scores, self.raw, self.baseline)
+
+
 def load_detectors(root: Path, names: tuple[str, ...], device: str) -> dict[str, Detector]:
     """Every detector of params.yaml from `data/models`."""
     return {name: load_detector(root / "data/models" / name, choose_device(device)) for name in names}
@@ -57,37 +86,105 @@ def condition_column(detectors: Mapping[str, Detector]) -> str | None:
     return next(iter(detectors.values())).condition_column
 
 
-def tail_table(detector: Detector, rows: Rows, raw_N: FloatN, baseline_N: npt.NDArray[np.int8]) -> TailTable:
-    """The tail table of a detector's healthy calibration scores, with the matches for wider baselines than a row's own.
+def rows_without_spectra(data_set: Path, status: pa.Table, selected_N: BoolN, column: str | None) -> Rows:
+    """The selected rows of a status table with spectra of no bins: for what is scored piece by piece."""
+    kept = status.filter(pa.array(selected_N))
+    machine, machines = codes_and_names(kept["machine_id"])
+    condition, conditions = load_conditions(data_set, status, selected_N, column)
+    return Rows(
+        spectra=np.empty((len(kept), 0), np.float32),
+        machine=machine,
+        machines=machines,
+        epoch=kept["epoch"].to_numpy(),
+        condition=condition,
+        conditions=conditions,
+        time_us=times_us(kept["timestamp"]),
+        status=kept,
+    )
+
+
+def spectra_pieces(
+    data_set: Path, status: pa.Table, selected_N: BoolN, bins: int, piece_rows: int = PIECE_ROWS
+) -> Iterator[tuple[slice, FloatNF]]:
+    """The spectra of the selected rows in pieces of whole day files, each with its place among those rows."""
+    file_N, _ = codes_and_names(status["file"])
+    ends = [*(np.flatnonzero(np.diff(file_N)) + 1).tolist(), len(file_N)]
+    begin = done = 0
+    for end in ends:
+        rows = int(selected_N[begin:end].sum())
+        if rows >= piece_rows or (rows and end == len(file_N)):
+            part = read_spectra(data_set, status.slice(begin, end - begin), selected_N[begin:end], bins)
+            yield slice(done, done + rows), part
+            begin, done = end, done + rows
+
+
+def measure(detectors: Mapping[str, Detector], rows: Rows, pieces: Pieces) -> Measured:
+    """Score rows piece by piece; at most MATCHED_ROWS of them also against wider baselines than their own.
 
     Rows that know the narrowest baseline tell what they would score against the wider ones.
 
+    Args:
+        detectors: fitted.
+        rows: their spectra are not looked at.
+        pieces: the spectra, each piece with its place among the rows.
+    """
+    raw = {name: np.empty(len(rows)) for name in detectors}
+    wider: dict[str, list[FloatNF]] = {name: [] for name in detectors}
+    baselines = next(iter(detectors.values())).baselines  # those of one build are all the same
+    state_N = baselines.states(baselines.codes(rows.keys))
+    told = np.flatnonzero(state_N == state_N.max(initial=0))
+    told = told[:: max(1, len(told) // MATCHED_ROWS)]
+    for place, spectra in pieces:
+        keys = rows.keys.take(place)
+        sampled = told[slice(*np.searchsorted(told, [place.start, place.stop]))] - place.start
+        few = keys.take(sampled)
+        for name, detector in detectors.items():
+            table = detector.baselines
+            raw[name][place] = detector.score(spectra, table.codes(keys))
+            if detector.matched and table.keys and len(sampled):
+                codes = (table.fleet_codes(few), table.next_epoch_codes(few))
+                scores = [*(detector.score(spectra[sampled], code) for code in codes), raw[name][place][sampled]]
+                wider[name].append(np.stack(scores, axis=1))
+    matched = {name: np.concatenate([np.empty((0, 3)), *parts]) for name, parts in wider.items()}
+    return Measured(replace(rows, spectra=np.empty((len(rows), 0), np.float32)), raw, state_N, matched)
+
+
+def tail_table(
+    name: str, raw_N: FloatN, baseline_N: npt.NDArray[np.int8], wider_M3: FloatNF, machine_day_N: IntN
+) -> tuple[TailTable, TailFit]:
+    """The tail table of a detector's healthy calibration scores, with the matches for wider baselines, and its tail.
+
+    Args:
+        name: of the detector.
+        raw_N: scores.
+        baseline_N: which `Baseline` each row was scored against.
+        wider_M3: some rows' scores against the fleet's baseline, their machine's as if it had just begun an epoch, and
+            their own; none: raw scores are comparable as they are.
+        machine_day_N: code of each row's machine and day.
+
     Raises:
-        ContractError: too few calibration rows, or scores that are all equal.
+        ContractError: too few calibration rows, scores that are not finite, or all equal.
     """
     if len(raw_N) < MIN_ROWS:
         expected = f"at least {MIN_ROWS} healthy rows"
         raise ContractError.of("calibration rows", got=len(raw_N), expected=expected, where="role calibration")
+    broken = int((~np.isfinite(raw_N)).sum()) + int((~np.isfinite(wider_M3)).sum())
+    if broken:
+        got = f"{broken} that are no finite numbers"
+        raise ContractError.of(f"scores of {name}", got=got, expected="finite scores", where="calibration")
     matches = [NO_QUANTILES] * 3
-    if detector.matched and detector.baselines.keys:
-        told = np.flatnonzero(baseline_N == baseline_N.max())
-        told = told[:: max(1, len(told) // MATCHED_ROWS)]
-        keys, spectra = rows.keys.take(told), rows.spectra[told]
-        wider = (detector.baselines.fleet_codes(keys), detector.baselines.next_epoch_codes(keys))
-        scores = [*(detector.score(spectra, code) for code in wider), raw_N[told]]
-        matches = [np.asarray(np.percentile(each, MATCHED)) for each in scores]
-    table = TailTable.of(raw_N, *matches)
-    comparable_N = table.comparable(raw_N, baseline_N)
+    if len(wider_M3):
+        matches = [np.asarray(np.percentile(scores_M, MATCHED)) for scores_M in wider_M3.T]
+    comparable_N = TailTable.of(raw_N, *matches).comparable(raw_N, baseline_N)
     if comparable_N.min() == comparable_N.max():
         got = f"{len(comparable_N)} scores, all {comparable_N[0]:g}"
-        raise ContractError.of(
-            f"scores of {detector.name}", got=got, expected="scores that differ", where="calibration"
-        )
-    return TailTable.of(comparable_N, *matches)
+        raise ContractError.of(f"scores of {name}", got=got, expected="scores that differ", where="calibration")
+    fit = fit_tail(comparable_N, machine_day_N)
+    return TailTable.of(comparable_N, *matches, tail=fit.tail), fit
 
 
 def calibrate_detector(
-    table: TailTable,
+    fit: TailFit,
     comparable_N: FloatN,
     rows: Rows,
     tune: TuneRows,
@@ -95,27 +192,37 @@ def calibrate_detector(
     params: CalibrateParams,
     seed: int,
 ) -> dict[str, Any]:
-    """Threshold, interval of the rate it really has, and tune failures caught, for each tier."""
+    """Threshold, interval of the rate it really has, what it rests on, and tune failures caught, for each tier."""
     tiers: dict[str, Any] = {}
     blocks = (rows.machine, rows.time_us // MICROSECONDS_PER_DAY)
     for tier, percentile in zip(TIERS, (params.low_percentile, params.page_percentile), strict=True):
-        threshold = float(np.percentile(comparable_N, percentile, method="higher"))
         interval = rate_with_interval(
             comparable_N, blocks, comparable_N, blocks, percentile,
-            draws=params.draws, confidence=params.confidence, seed=seed,
+            draws=params.draws, confidence=params.confidence, seed=seed, tail=fit,
         )  # fmt: skip
-        caught = tune.caught(tune_scores_M > threshold)
+        above = comparable_N > interval.threshold
+        caught = tune.caught(tune_scores_M > interval.threshold)
         tiers[tier] = {
             "percentile": percentile,
-            "threshold": threshold,
+            "threshold": interval.threshold,
             "rate_low": interval.low,
             "rate_high": interval.high,
             "note": interval.note,
             "tune_caught": sorted(caught),
             "tune_failures": len(tune.failures),
-            "rows_needed": int(np.ceil(10 / (1 - percentile / 100))),
+            "rows_needed": rows_needed(percentile),
+            "rows_above": int(above.sum()),
+            "machine_days_above": len(np.unique(machine_days(rows)[above])),
+            "basis": "rows" if interval.tail is None else BASES[interval.tail.kind],
         }
-    return tiers | {"rows": table.rows}
+    return tiers | {"rows": len(comparable_N), "tail": fit.to_json()}
+
+
+def machine_days(rows: Rows) -> IntN:
+    """A code (N,) of each row's machine and day."""
+    day_N = rows.time_us // MICROSECONDS_PER_DAY
+    first = int(day_N.min(initial=0))
+    return np.asarray(rows.machine.astype(np.int64) * (int(day_N.max(initial=0)) - first + 1) + day_N - first)
 
 
 @dataclass(frozen=True)
@@ -142,15 +249,14 @@ class TuneRows:
         return sorted({str(name) for name in self.failure_M[self.line.order][alerts]})
 
 
-def score_rows(detectors: Mapping[str, Detector], rows: Rows, tables: Mapping[str, TailTable] | None) -> Scored:
-    """Score rows by every detector; without tables the comparable scores are left empty."""
+def score_rows(detectors: Mapping[str, Detector], rows: Rows, tables: Mapping[str, TailTable]) -> Scored:
+    """Rows, whose spectra are there, with the comparable scores of every detector."""
     raw, comparable, baseline = {}, {}, np.full(len(rows), Baseline.OWN, np.int8)
     for name, detector in detectors.items():
         code = detector.baselines.codes(rows.keys)
         baseline = detector.baselines.states(code)
         raw[name] = detector.score(rows.spectra, code)
-        if tables is not None:
-            comparable[name] = tables[name].comparable(raw[name], baseline)
+        comparable[name] = tables[name].comparable(raw[name], baseline)
     return Scored(rows, comparable, raw, baseline)
 
 
@@ -183,41 +289,61 @@ def calibrate(
 
     Args:
         detectors: fitted.
-        healthy: rows of role calibration.
-        tune: rows of role tune (may be empty).
+        healthy: rows of role calibration, with their spectra.
+        tune: rows of role tune (may be empty), with their spectra.
         params: section `calibrate`.
         seed: of the bootstrap.
     """
-    policy = AlertPolicy.fitted_to(params.policy, typical_interval_us(healthy.machine, healthy.time_us))
-    notes = list(policy.notes)
-    if not len(tune):
-        notes.append("There is no tune failure: tiers stand on the percentiles alone, and nothing could be tuned.")
-    first = score_rows(detectors, healthy, None)
-    tables = {
-        name: tail_table(detector, healthy, first.raw[name], first.baseline) for name, detector in detectors.items()
-    }
-    scored = score_rows_again(first, tables)
-    tune_scored = score_rows(detectors, tune, tables)
-    tune_rows = TuneRows.of(tune, policy)
+    of_healthy, of_tune = (measure(detectors, rows, [(slice(0, len(rows)), rows.spectra)]) for rows in (healthy, tune))
+    return calibrate_measured(of_healthy, of_tune, params, seed)
+
+
+def calibrate_measured(healthy: Measured, tune: Measured, params: CalibrateParams, seed: int) -> Calibration:
+    """Calibrate every detector whose scores are there; see `calibrate`.
+
+    Raises:
+        ContractError: see `tail_table`.
+    """
+    rows = healthy.rows
+    policy = AlertPolicy.fitted_to(params.policy, typical_interval_us(rows.machine, rows.time_us))
+    days = machine_days(rows)
+    tables, fits = {}, {}
+    for name, raw in healthy.raw.items():
+        tables[name], fits[name] = tail_table(name, raw, healthy.baseline, healthy.wider[name], days)
+    scored, tune_scored = healthy.comparable(tables), tune.comparable(tables)
+    tune_rows = TuneRows.of(tune.rows, policy)
     figures = {
         name: calibrate_detector(
-            tables[name], scored.scores[name], healthy, tune_rows, tune_scored.scores[name], params, seed
+            fits[name], scored.scores[name], rows, tune_rows, tune_scored.scores[name], params, seed
         )
-        for name in detectors
+        for name in tables
     }
-    tail = 1 - params.page_percentile / 100
-    if len(healthy) * tail < 10:
-        notes.append(
-            f"The page tier's percentile {params.page_percentile} rests on {len(healthy) * tail:.1f} expected "
-            f"exceedances of {len(healthy):,} calibration rows: its threshold is close to the largest score."
-        )
+    notes = [*policy.notes, *_notes(len(rows), len(tune.rows), figures)]
     return Calibration(tables, figures, policy, scored, notes)
 
 
-def score_rows_again(scored: Scored, tables: Mapping[str, TailTable]) -> Scored:
-    """The same rows with comparable scores, from raw scores that are there."""
-    comparable = {name: tables[name].comparable(raw, scored.baseline) for name, raw in scored.raw.items()}
-    return Scored(scored.rows, comparable, scored.raw, scored.baseline)
+def _notes(rows: int, tune_rows: int, figures: Mapping[str, Any]) -> list[str]:
+    """What a person must know of the calibration rows."""
+    notes = []
+    if not tune_rows:
+        notes.append("There is no tune failure: tiers stand on the percentiles alone, and nothing could be tuned.")
+    if rows < FEW_ROWS:
+        notes.append(f"There are {rows} calibration rows, fewer than {FEW_ROWS}: no threshold here can be relied on.")
+    for tier in TIERS:
+        by_basis: dict[str, list[str]] = {}
+        for name, tiers in figures.items():
+            by_basis.setdefault(tiers[tier]["basis"], []).append(name)
+        first = next(iter(figures.values()))[tier]
+        told = f"The {tier} tier's percentile {first['percentile']:g} needs {first['rows_needed']:,} calibration rows"
+        for basis, names in by_basis.items():
+            if basis == "largest scores":
+                missing = "no tail holds: its threshold is among the largest scores"
+                notes.append(f"{told}, there are {rows:,}, and {missing} ({', '.join(names)}).")
+            elif basis != "rows":
+                notes.append(
+                    f"{told}, there are {rows:,}: its threshold is extrapolated, {basis} ({', '.join(names)})."
+                )
+    return notes
 
 
 def scores_table(scored: Scored) -> pa.Table:
@@ -242,12 +368,15 @@ def main() -> None:
     fleet = load_fleet_spec(root / "data/raw/fleet.yaml")
     split = read_table(root / "data/status/split.parquet")
     detectors = load_detectors(root, params.detectors, params.train.device)
-    healthy, tune = (
-        load_rows(root / "data/raw", split, has_role(split, role), fleet.bins, condition_column(detectors))
-        for role in (Role.CALIBRATION, Role.TUNE)
-    )
-    print(f"progress calibrate: {len(healthy):,} healthy rows, {len(tune):,} rows before tune failures", flush=True)
-    calibration = calibrate(detectors, healthy, tune, params.calibrate, params.seed)
+    column, raw = condition_column(detectors), root / "data/raw"
+    measured = []
+    for role, what in ((Role.CALIBRATION, "healthy rows"), (Role.TUNE, "rows before tune failures")):
+        selected = has_role(split, role)
+        print(f"progress calibrate: {int(selected.sum()):,} {what}", flush=True)
+        rows = rows_without_spectra(raw, split, selected, column)
+        measured.append(measure(detectors, rows, spectra_pieces(raw, split, selected, fleet.bins)))
+    healthy, tune = measured
+    calibration = calibrate_measured(healthy, tune, params.calibrate, params.seed)
     with atomic_folder(root / "data/calibration") as folder:
         for name, table in calibration.tables.items():
             table.save(folder / f"{name}.safetensors")

@@ -1,7 +1,12 @@
 """Intervals for rates of rows that are not independent: machines are drawn, then days of each machine.
 
 Neighbouring spectra resemble each other and so do the days of a machine, so rows are no sample of their own: drawing
-machine-days alone called 1.6 % what drawing machines called 7.7 %. The threshold is drawn anew with its rows.
+machine-days alone called 1.6 % what drawing machines called 7.7 %. The threshold is drawn anew with its rows; where it
+is extrapolated, its tail is fitted anew.
+
+A machine drawn whole already varies by its days: days drawn anew within every drawn machine count that twice (Davison
+and Hinkley 1997, section 3.8), and intervals of 90 % held the rate in 97 %. So one drawn machine in as many as there
+are has its days drawn anew, for what the variance between machines leaves out; a lone machine always has.
 
 Score contract: float64 of shape (n,), higher is more anomalous, alarm when `score > threshold`.
 Shape legend: N calibration rows, M later rows, B blocks (days of a machine), D draws.
@@ -18,6 +23,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from pipeline.errors import ContractError
+from pipeline.pareto import TailFit, fit_tail, rows_needed, tail_beyond, tier_threshold
 from pipeline.schema import FloatN, IntN
 
 MIN_MACHINES = 20  # below this the interval is too narrow, which is said
@@ -25,6 +31,7 @@ MIN_MACHINE_DAYS = 20  # below this there is no interval
 TAIL_FACTOR = 5.0  # of the share above the percentile that every draw looks at; doubled where a draw needs more
 DESIGN_PERCENTILE = 95.0
 CELLS = 8_000_000  # draws times rows held at once
+MOST_CELLS = 1_000_000  # machines times days that are counted in one table
 Blocks = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
@@ -47,13 +54,17 @@ def wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class RateInterval:
-    """Share of later rows above the calibration rows' percentile, and an interval; a note says what is missing."""
+    """Share of later rows above the calibration rows' percentile, and an interval; a note says what is missing.
+
+    `tail` is the fit that the threshold comes from where calibration rows are too few for the percentile.
+    """
 
     rate: float | None
     low: float | None
     high: float | None
     threshold: float
     note: str | None
+    tail: TailFit | None = None
 
 
 @dataclass(frozen=True)
@@ -69,20 +80,34 @@ class _Blocks:
         first = int(day_N.min(initial=0))
         days = int(day_N.max(initial=0)) - first + 1
         key_N = machine_N.astype(np.int64) * days + (day_N.astype(np.int64) - first)
-        keys_B, block_N, rows_B = np.unique(key_N, return_inverse=True, return_counts=True)
-        return cls(block_N, keys_B // days, rows_B)
+        cells = int(key_N.max(initial=0)) + 1
+        if cells > max(len(key_N), MOST_CELLS):
+            keys_B, block_N, rows_B = np.unique(key_N, return_inverse=True, return_counts=True)
+            return cls(block_N, keys_B // days, rows_B)
+        # counted and not sorted: rows are millions, machine-days thousands
+        rows_K = np.bincount(key_N, minlength=cells)
+        keys_B = np.flatnonzero(rows_K)
+        place_K = np.zeros(cells, np.int64)
+        place_K[keys_B] = np.arange(len(keys_B))
+        return cls(place_K[key_N], keys_B // days, rows_K[keys_B])
 
     def weights(
         self, drawn_DM: npt.NDArray[np.int64], machines: IntN, generator: np.random.Generator
     ) -> npt.NDArray[Any]:
-        """How often each block counts (D, B): a machine drawn c times brings c times its number of days."""
+        """How often each block counts (D, B): a machine drawn c times brings c times its number of days.
+
+        Each time its days are its own ones, or with a chance of one in the number of machines drawn anew.
+        """
         weight_DB = np.zeros((len(drawn_DM), len(self.rows_B)), np.int64)
         begins = np.searchsorted(self.machine_B, machines, side="left").tolist()
         ends = np.searchsorted(self.machine_B, machines, side="right").tolist()
+        anew_DM = generator.binomial(drawn_DM, 1 / len(machines))
         for index, (begin, end) in enumerate(zip(begins, ends, strict=True)):
             if begin < end:
                 shares = np.full(end - begin, 1 / (end - begin))
-                weight_DB[:, begin:end] = generator.multinomial(drawn_DM[:, index] * (end - begin), shares)
+                anew_D = anew_DM[:, index]
+                weight_DB[:, begin:end] = generator.multinomial(anew_D * (end - begin), shares)
+                weight_DB[:, begin:end] += (drawn_DM[:, index] - anew_D)[:, None]
         return weight_DB
 
 
@@ -96,13 +121,15 @@ def rate_with_interval(
     draws: int,
     confidence: float,
     seed: int,
+    tail: TailFit | None = None,
 ) -> RateInterval:
     """The false-positive rate that a percentile of calibration rows really has on later rows.
 
-    The threshold is the smallest score that leaves at most 1 - q of the calibration rows above it. Each draw takes as
-    many machines as there are, with replacement, the same for calibration and later rows, and for each as many days as
-    it has; threshold and rate are computed anew. Where `later_scores_M` is None or the calibration rows themselves, the
-    drawn thresholds meet the rows as they are: what a threshold from such rows is worth.
+    The threshold is the smallest score that leaves at most 1 - q of the calibration rows above it; where fewer than ten
+    would lie there, it comes from a Pareto tail of them, if one holds. Each draw takes as many machines as there are,
+    with replacement, the same for calibration and later rows, and for each as many days as it has; threshold and rate
+    are computed anew. Where `later_scores_M` is None or the calibration rows themselves, the drawn thresholds meet the
+    rows as they are: what a threshold from such rows is worth.
 
     Where no later row exceeds, the upper end is exact (Clopper and Pearson 1934) on the effective rows: rows over the
     design effect, the variance of the calibration rows' exceedance between machines over that of independent rows
@@ -117,9 +144,10 @@ def rate_with_interval(
         draws: number of draws.
         confidence: of the two-sided interval.
         seed: of the draws.
+        tail: of the calibration scores, where it is already fitted (`fit_tail` on their machine-days).
 
     Raises:
-        ContractError: no calibration scores, or a score that is not finite.
+        ContractError: no calibration scores, a score that is not finite, a percentile out of range.
 
     >>> scores = np.random.default_rng(0).normal(size=4000)
     >>> blocks = (np.arange(4000) % 40, np.arange(4000) // 400)
@@ -133,20 +161,26 @@ def rate_with_interval(
     itself = later_scores_M is None or later_blocks is None or later_scores_M is calibration_scores_N
     later = calibration_scores_N if later_scores_M is None else later_scores_M
     _check(calibration_scores_N, later)
-    threshold = float(np.percentile(calibration_scores_N, percentile, method="higher"))
-    if not len(later):
-        return RateInterval(None, None, None, threshold, "There are no later rows.")
-    rate = float(np.mean(later > threshold))
     calibration = _Blocks.of(*calibration_blocks)
+    extrapolated = len(calibration_scores_N) < rows_needed(percentile)
+    fit = (tail or fit_tail(calibration_scores_N, calibration.block_N)) if extrapolated else None
+    threshold = tier_threshold(calibration_scores_N, percentile, fit.tail if fit else None)
+    if not len(later):
+        return RateInterval(None, None, None, threshold, "There are no later rows.", fit)
+    rate = float(np.mean(later > threshold))
     judged = calibration if itself or later_blocks is None else _Blocks.of(*later_blocks)
     machine_days = min(len(calibration.rows_B), len(judged.rows_B))
     if machine_days < MIN_MACHINE_DAYS:
         note = f"{machine_days} machine-days are too few for an interval ({MIN_MACHINE_DAYS} are needed)."
-        return RateInterval(rate, None, None, threshold, note)
-    rates_D = _drawn_rates(calibration_scores_N, calibration, later, judged, itself, percentile, draws, seed)
+        return RateInterval(rate, None, None, threshold, note, fit)
+    rates_D = _drawn_rates(calibration_scores_N, calibration, later, judged, itself, percentile, fit, draws, seed)
     low, high = (float(end) for end in np.quantile(rates_D, [0.5 - confidence / 2, 0.5 + confidence / 2]))
     machines = min(len(np.unique(calibration.machine_B)), len(np.unique(judged.machine_B)))
     notes = []
+    if fit is not None:
+        what = "among the largest scores" if fit.tail is None else "extrapolated"
+        needed = rows_needed(percentile)
+        notes.append(f"{len(calibration_scores_N):,} calibration rows, fewer than {needed:,}: the threshold is {what}.")
     if machines < MIN_MACHINES:
         plural = "machine" if machines == 1 else "machines"
         notes.append(f"{machines} {plural}, fewer than {MIN_MACHINES}: the interval is too narrow.")
@@ -158,7 +192,7 @@ def rate_with_interval(
         bound = zero_bound(len(later) / effect, confidence)
         low, high = 0.0, max(high, bound)
         notes.append(f"No row exceeds: exact bound on {len(later) / effect:.0f} effective rows of {len(later)}.")
-    return RateInterval(rate, low, high, threshold, " ".join(notes) or None)
+    return RateInterval(rate, low, high, threshold, " ".join(notes) or None, fit)
 
 
 def _check(*scores: FloatN) -> None:
@@ -204,6 +238,7 @@ def _drawn_rates(
     judged: _Blocks,
     itself: bool,
     percentile: float,
+    fit: TailFit | None,
     draws: int,
     seed: int,
 ) -> FloatN:
@@ -220,7 +255,10 @@ def _drawn_rates(
         later_DB = judged.weights(drawn_DM, machines, generator)
         usable_D &= later_DB.sum(axis=1) > 0
     weight_DB, later_DB = weight_DB[usable_D], later_DB[usable_D]
-    thresholds_D = _drawn_thresholds(scores_N, calibration, weight_DB, percentile)
+    if fit is not None and fit.tail is not None:
+        thresholds_D = _drawn_tail_thresholds(scores_N, calibration, weight_DB, percentile, fit)
+    else:
+        thresholds_D = _drawn_thresholds(scores_N, calibration, weight_DB, percentile)
     rates_D: FloatN = _weighted_exceedances(later_M, judged, later_DB, thresholds_D) / (later_DB @ judged.rows_B)
     return rates_D
 
@@ -243,6 +281,27 @@ def _drawn_thresholds(scores_N: FloatN, blocks: _Blocks, weight_DB: npt.NDArray[
             thresholds_D: FloatN = scores_N[rows[np.minimum(place_D, kept - 1)]]
             return thresholds_D
         share *= 2
+
+
+def _drawn_tail_thresholds(
+    scores_N: FloatN, blocks: _Blocks, weight_DB: npt.NDArray[Any], percentile: float, fit: TailFit
+) -> FloatN:
+    """The extrapolated percentile of each draw's rows (D,), each from a tail of its own.
+
+    A draw whose largest scores are too alike has its largest one.
+    """
+    rows = np.argsort(-scores_N, kind="stable")
+    block_N, sorted_N = blocks.block_N[rows], scores_N[rows]
+    thresholds_D = np.empty(len(weight_DB))
+    for draw, weight_B in enumerate(weight_DB):
+        total = int(weight_B @ blocks.rows_B)
+        excesses = min(round(fit.excesses * total / len(scores_N)), total - 1)
+        repeats_N = weight_B[block_N]
+        enough = int(np.searchsorted(np.cumsum(repeats_N), excesses + 1)) + 1
+        highest = np.repeat(sorted_N[:enough], repeats_N[:enough])
+        tail = tail_beyond(highest, excesses, total, fit.kind)
+        thresholds_D[draw] = highest[0] if tail is None else tail.score_at(1 - percentile / 100)
+    return thresholds_D
 
 
 def _weighted_exceedances(

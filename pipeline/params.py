@@ -280,9 +280,9 @@ class CalibrateParams(Section):
     """Tiers as percentiles of healthy calibration scores, and the alert policy."""
 
     low_percentile: Percentile = 99.5
-    page_percentile: Percentile = 99.95
-    draws: Annotated[int, Field(ge=50, le=10_000)] = 500
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9
+    page_percentile: Percentile = 99.95  # with fewer than 20,000 rows (ten above it) from a tail fitted to the largest
+    draws: Annotated[int, Field(ge=50, le=10_000)] = 500  # of machines, for the intervals
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9  # of the intervals
     policy: PolicyParams = PolicyParams()
 
     @model_validator(mode="after")

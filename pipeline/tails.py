@@ -1,12 +1,13 @@
 """Tail probabilities: how often a healthy row scores as high.
 
 The conformal rank (1 + #{calibration >= s}) / (n + 1) of Bates et al. (arXiv 2104.08279, eq. 3), from a table that
-keeps the highest scores whole and thins the rest, so that it stays small beside 18 million calibration rows.
+keeps the highest scores whole and thins the rest, so that it stays small beside 18 million calibration rows. Beyond the
+tenth largest score a Pareto tail goes on, where one fits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import ContractError
+from pipeline.pareto import ParetoTail
 from pipeline.schema import Baseline, FloatN
 
 KEPT_WHOLE = 20_000
@@ -29,7 +31,8 @@ class TailTable:
     `fleet_from`, `shrunk_from` and `own_to` are quantiles of the same rows' scores against the fleet's baseline,
     against their machine's as if it had just begun a new epoch, and against their own: a row without a baseline of its
     own is scored against a wider one, and its score brought to the scale of the others (quantile matching; beyond the
-    last quantile in proportion). Empty: scores stay as they are.
+    last quantile in proportion). Empty: scores stay as they are. Without a `tail` no
+    probability is below 1 / (n + 1).
 
     >>> table = TailTable.of(np.arange(99.0))
     >>> table.probability(np.array([-1.0, 98.0, 1e9])).tolist()
@@ -42,6 +45,7 @@ class TailTable:
     fleet_from: FloatN = field(default_factory=lambda: NO_QUANTILES)
     shrunk_from: FloatN = field(default_factory=lambda: NO_QUANTILES)
     own_to: FloatN = field(default_factory=lambda: NO_QUANTILES)
+    tail: ParetoTail | None = None
 
     @classmethod
     def of(
@@ -50,6 +54,7 @@ class TailTable:
         fleet_from: FloatN = NO_QUANTILES,
         shrunk_from: FloatN = NO_QUANTILES,
         own_to: FloatN = NO_QUANTILES,
+        tail: ParetoTail | None = None,
     ) -> TailTable:
         """Make the table.
 
@@ -66,7 +71,7 @@ class TailTable:
         index = index[index < rows]
         values = ordered[index]
         at_least = rows - np.searchsorted(ordered, values, side="left")
-        return cls(values, at_least, rows, fleet_from, shrunk_from, own_to)
+        return cls(values, at_least, rows, fleet_from, shrunk_from, own_to, tail)
 
     def comparable(self, scores_N: FloatN, baseline_N: npt.NDArray[np.integer]) -> FloatN:
         """Scores on one scale, whichever `Baseline` described the row."""
@@ -77,7 +82,16 @@ class TailTable:
         return comparable_N
 
     def probability(self, comparable_N: FloatN) -> FloatN:
-        """Tail probabilities (N,) in [1 / (n + 1), 1]; between kept scores the larger one."""
+        """Tail probabilities (N,): above 0, at most 1, falling as scores rise; between kept scores the larger one.
+
+        Infinite scores have the smallest.
+
+        Raises:
+            ContractError: a score that is no number.
+        """
+        if np.isnan(comparable_N).any():
+            got = f"{int(np.isnan(comparable_N).sum())} that are no number"
+            raise ContractError.of("scores", got=got, expected="numbers", where="the tail probabilities")
         position = np.searchsorted(self.values, comparable_N, side="left")
         # a score between two kept values: the rows at or above the lower one bound the count from above
         exact = (position < len(self.values)) & (
@@ -85,11 +99,16 @@ class TailTable:
         )
         inside_thinned = (~exact) & (position > 0) & (position <= max(0, len(self.values) - KEPT_WHOLE))
         at_least = np.r_[self.at_least, 0][np.where(inside_thinned, position - 1, position)]
-        return np.asarray((1.0 + at_least) / (self.rows + 1.0))
+        rank_N = np.asarray((1.0 + at_least) / (self.rows + 1.0))
+        if self.tail is None:
+            return rank_N
+        return np.where(comparable_N > self.tail.start, self.tail.probability(comparable_N), rank_N)
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""
+        tail = [] if self.tail is None else astuple(self.tail)
         arrays = {"values": self.values, "at_least": self.at_least, "rows": np.array([self.rows])}
+        arrays["tail"] = np.array(tail, np.float64)
         save_file(arrays | {name: getattr(self, name) for name in MATCHES}, path)
 
     @classmethod
@@ -97,7 +116,8 @@ class TailTable:
         """The inverse of `save`."""
         arrays = load_file(path)
         matches = (arrays[name] for name in MATCHES)
-        return cls(arrays["values"], arrays["at_least"], int(arrays["rows"][0]), *matches)
+        tail = ParetoTail(*arrays["tail"].tolist()) if len(arrays["tail"]) else None
+        return cls(arrays["values"], arrays["at_least"], int(arrays["rows"][0]), *matches, tail)
 
 
 def match_quantiles(scores_N: FloatN, source: FloatN, target: FloatN) -> FloatN:

@@ -54,7 +54,9 @@ def test_draws_are_what_repeated_rows_give(percentile, monkeypatch):
 def test_a_tail_of_one_machine_is_followed_down():
     scores, blocks = fleet(25, 2, 40, 0.0, 0)
     scores[blocks[0] == 3] += 100  # 4 % of the rows: a draw without this machine has its threshold far below
-    found = rate_with_interval(scores, blocks, scores.copy(), blocks, 99.5, **OPTIONS)
+    later, later_blocks = fleet(25, 2, 40, 0.0, 7, first_day=9)
+    later[later_blocks[0] == 3] += 100
+    found = rate_with_interval(scores, blocks, later, later_blocks, 99.5, **OPTIONS)
     assert found.threshold > 90
     assert found.low == 0 or found.low < 0.005
     assert found.high > 0.005
@@ -154,3 +156,55 @@ def test_a_million_rows_take_seconds():
     found = rate_with_interval(scores, blocks, later, later_blocks, 99.95, **OPTIONS)
     assert time.perf_counter() - begin < 20
     assert 0 < found.low < found.high < 0.01
+
+
+def test_one_machine_has_its_days_drawn_anew_and_many_are_drawn_whole():
+    lone = _Blocks.of(np.zeros(40, np.int64), np.arange(40) // 4)
+    weights = lone.weights(np.ones((50, 1), np.int64), np.array([0]), np.random.default_rng(0))
+    assert (weights.sum(axis=1) == 10).all()
+    assert (weights != 1).any(axis=1).all()
+    machines = np.arange(50)
+    many = _Blocks.of(np.repeat(machines, 10), np.tile(np.arange(10), 50))
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(50, np.full(50, 1 / 50), size=40)
+    weights = many.weights(drawn, machines, rng).reshape(40, 50, 10)
+    assert (weights.sum(axis=2) == 10 * drawn).all()
+    whole = (weights == drawn[:, :, None]).all(axis=2)[drawn > 0]
+    assert 0.9 < whole.mean() < 1
+
+
+def test_machines_and_days_of_any_numbers_are_the_same_blocks(monkeypatch):
+    """Counted in a table or sorted."""
+    rng = np.random.default_rng(0)
+    machine, day = rng.integers(0, 30, 500), rng.integers(-5, 40, 500)
+    counted = _Blocks.of(machine, day)
+    monkeypatch.setattr(intervals, "MOST_CELLS", 0)
+    found = _Blocks.of(machine, day)
+    for left, right in ((counted.block_N, found.block_N), (counted.machine_B, found.machine_B)):
+        np.testing.assert_array_equal(left, right)
+    np.testing.assert_array_equal(counted.rows_B, found.rows_B)
+    np.testing.assert_array_equal(counted.rows_B[counted.block_N], found.rows_B[found.block_N])
+
+
+def test_too_few_rows_have_a_threshold_from_the_tail_drawn_anew():
+    """2,000 rows for one in 2,000: the largest score alone would say little."""
+    scores, blocks = fleet(40, 5, 10, 0.3, 0)
+    later, later_blocks = fleet(40, 5, 200, 0.3, 0, first_day=9)
+    found = rate_with_interval(scores, blocks, later, later_blocks, 99.95, **OPTIONS)
+    assert found.tail is not None
+    assert found.tail.tail is not None
+    assert found.threshold == found.tail.tail.score_at(1 - 0.9995)
+    assert found.low < 5e-4 < found.high < 1e-2
+    assert found.note == "2,000 calibration rows, fewer than 20,000: the threshold is extrapolated."
+    assert found == rate_with_interval(scores, blocks, later, later_blocks, 99.95, **OPTIONS)
+    few = rate_with_interval(scores[:150], (blocks[0][:150], blocks[1][:150]), later, later_blocks, 99.95, **OPTIONS)
+    assert few.tail is not None
+    assert few.tail.tail is None
+    assert few.threshold == scores[:150].max()
+
+
+def test_a_percentile_out_of_range_is_refused():
+    scores, blocks = fleet(30, 4, 50, 0.5, 1)
+    for percentile in (50.0, 100.0, 101.0):
+        with pytest.raises(ContractError, match="percentile"):
+            rate_with_interval(scores, blocks, None, None, percentile, **OPTIONS)

@@ -38,8 +38,8 @@ def thresholds_section(data: ReportData) -> Section:
     """What the tiers really do, and how sure that is."""
     title = "How sure are the thresholds?"
     calibration, blocks = as_map(data.calibration), list[Block]()
-    tiers = _tier_table(data)
-    blocks += [tiers] if tiers else []
+    tiers, basis = _tier_table(data), _basis_table(data)
+    blocks += [table for table in (tiers, basis) if table]
     charts = _charts(data)
     blocks += [Charts(charts)] if charts else []
     setters = _setters_table(data)
@@ -52,7 +52,8 @@ def thresholds_section(data: ReportData) -> Section:
     blocks += [Items(said, "Said by the calibration")] if said else []
     lead = (
         "Thresholds are percentiles of healthy calibration rows, which are later than every row that fitted a model or "
-        "a baseline. What a threshold then really does is counted on healthy test rows, later still."
+        "a baseline; where those are too few, a tail fitted to the largest scores goes on. What a threshold then "
+        "really does is counted on healthy test rows, later still."
     )
     return Section("thresholds", title, "Thresholds", thresholds_answer(data), lead, blocks)
 
@@ -134,6 +135,63 @@ def _tier_table(data: ReportData) -> Table | None:
     name = f" ({detector_label(data.detector)})" if data.detector else ""
     caption = f"Tiers of the release detector{name}: share of healthy rows above the threshold"
     return Table(caption, [Column("Tier", numeric=False), *heads], rows, notes.reasons)
+
+
+def _basis_table(data: ReportData) -> Table | None:
+    """How many calibration rows the release detector's thresholds need and have, and which one is extrapolated."""
+    detector = as_map(as_map(as_map(data.calibration).get("detectors")).get(data.detector))
+    notes, rows = Footnotes(), []
+    for tier in TIERS:
+        figures = as_map(detector.get(tier))
+        if as_number(figures.get("rows_needed")) is None:
+            continue
+        basis = str(figures.get("basis", ""))
+        counted = basis == "rows"
+        told = basis if basis == "largest scores" else f"extrapolated: {basis}"
+        rows.append(
+            [
+                Cell(tier.capitalize()),
+                Cell(count(figures.get("rows_needed"))),
+                Cell(count(detector.get("rows"))),
+                Cell(count(figures.get("rows_above"))),
+                Cell(count(figures.get("machine_days_above"))),
+                Cell("counted rows")
+                if counted
+                else Cell(told, note=notes.number(tail_sentence(as_map(detector.get("tail"))))),
+            ]
+        )
+    if not rows:
+        return None
+    heads = [Column("Rows needed", hint="ten above the threshold"), Column("Calibration rows")]
+    heads += [
+        Column("Rows above", hint="the threshold"),
+        Column("Machine-days above", hint="the threshold"),
+        Column("Threshold comes from", numeric=False),
+    ]
+    name = f" ({detector_label(data.detector)})" if data.detector else ""
+    caption = f"What the thresholds{name} stand on: calibration rows that their percentile needs, and those there are"
+    return Table(caption, [Column("Tier", numeric=False), *heads], rows, notes.reasons)
+
+
+def tail_sentence(fit: Mapping[str, Any]) -> str:
+    """What an extrapolated threshold rests on.
+
+    >>> tail_sentence({"kind": "none", "reason": "No tail fits."})
+    'No tail fits. The threshold is among the largest scores.'
+    """
+    if fit.get("kind") not in ("pareto", "exponential"):
+        reason = str(fit.get("reason") or "No tail was fitted.")
+        return f"{reason} The threshold is among the largest scores."
+    kind = "A generalised Pareto tail" if fit["kind"] == "pareto" else "An exponential tail"
+    tail, shape = as_map(fit.get("tail")), as_number(fit.get("shape"))
+    held = " (held at 0 beyond the tenth largest)" if shape is not None and shape < 0 else ""
+    told = f", shape {shape:.2f}{held}" if shape is not None and fit["kind"] == "pareto" else ""
+    said = (
+        f"{kind} of the {count(fit.get('excesses'))} largest calibration scores, which count as "
+        f"{number(fit.get('independent'), 3)} independent ones{told}, goes on from {number(tail.get('start'))}; "
+        f"samples of it lie as far from their fit in {percent(fit.get('p_value'))} of the cases."
+    )
+    return f"{said} {fit['reason']}" if fit.get("reason") else said
 
 
 def _calibrated_table(data: ReportData) -> Table | None:
