@@ -311,6 +311,25 @@ def score(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    release: Annotated[
+        str | None, typer.Option(help="A release folder, or an id, v3 or 3; default: the release in service.")
+    ] = None,
+    detector: Annotated[list[str] | None, typer.Option(help="Names, repeated or with commas; default: all.")] = None,
+) -> None:
+    """Write a release's detectors as ONNX files, for devices that score where Hearken is not installed."""
+    from pipeline.onnx_export import export_release
+
+    names = tuple(name.strip() for item in detector or [] for name in item.split(",") if name.strip())
+    loaded = _release(release, device="cpu")
+    for file in export_release(loaded, out, names):
+        apart, size = file.difference, file.path.stat().st_size / 1000
+        line = f"scores differ from the release's by {apart.median:.0e} (median), at most by {apart.largest:.0e}"
+        _say(escape(f"{file.path} ({size:,.0f} kB): {line}"))
+
+
+@app.command()
 def monitor() -> None:
     """Score the newest days of the landing zone and ask whether the fleet has changed."""
     from flows.settings import configure
@@ -458,16 +477,21 @@ def _database(checkout: Path) -> Any:
     return open_database(Settings.of(checkout).database_url)
 
 
-def _release(name: str) -> Release:
+def _release(name: str | None, device: str = "auto") -> Release:
+    """A release folder, or one of the registry; None: the one in service."""
     from pipeline.release import load_release
 
-    if Path(name).is_dir():
-        return load_release(Path(name))
-    from flows.registry import find_release
+    if name is not None and Path(name).is_dir():
+        return load_release(Path(name), device=device)
+    from flows.registry import find_release, in_service
+    from pipeline.errors import ReleaseError
 
     settings = _settings()
-    row = find_release(_database(settings.checkout), name)
-    return load_release(settings.releases / row.id, row.id)
+    database = _database(settings.checkout)
+    row = in_service(database) if name is None else find_release(database, name)
+    if row is None:
+        raise ReleaseError("--release: got none, and no release is in service, expected one: hearken releases list.")
+    return load_release(settings.releases / row.id, row.id, device)
 
 
 def _ingested(source: Path, folder: str) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -20,7 +20,16 @@ Percentile = Annotated[float, Field(gt=50.0, lt=100.0)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 
-DETECTOR_NAMES = ("autoencoder", "vae", "pca", "energy_zscore", "squared_distance")
+DEFAULT_DETECTORS = (
+    "autoencoder",
+    "vae",
+    "pca",
+    "energy_zscore",
+    "squared_distance",
+    "isolation_forest",
+    "fleet_relative",
+)
+DETECTOR_NAMES = (*DEFAULT_DETECTORS, "absolute_limit")  # the last only where fleet.yaml has limits
 NEURAL_DETECTORS = ("autoencoder", "vae")
 FaultMode = Literal[
     "outer_race",
@@ -185,34 +194,84 @@ class CleanParams(Section):
 class OptimiserParams(Section):
     """Training of the neural detectors."""
 
+    name: Literal["adamw", "rmsprop", "sgd", "adagrad"] = "adamw"
+    schedule: Literal["one_cycle", "cosine", "constant", "step"] = "one_cycle"  # of the learning rate
     max_epochs: Count = 30
     patience: Count = 4
     batch_rows: Annotated[int, Field(ge=8)] = 1024
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # of sgd (None: 0.9) and rmsprop (None: 0)
+    step_epochs: Count = 10  # of the schedule `step`: after as many epochs
+    step_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1  # the learning rate is multiplied by this
     min_improvement: Annotated[float, Field(ge=0)] = 2e-3  # relative, of the validation loss
 
+    @model_validator(mode="after")
+    def _momentum_has_a_meaning(self) -> OptimiserParams:
+        if self.momentum is not None and self.name not in ("sgd", "rmsprop"):
+            raise ValueError(f"got momentum={self.momentum} with {self.name}, expected it with sgd or rmsprop only")
+        return self
 
-class AutoencoderParams(Section):
-    """Convolutional autoencoder."""
 
+class NoiseParams(Section):
+    """What is done to training rows, and only to them, before the network must restore them."""
+
+    gaussian: Annotated[float, Field(ge=0, le=10)] = 0.0  # standard deviation of added noise, in robust deviations
+    masking: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the numbers, each for itself: set to their healthy location
+    bin_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the bins: set to it in all rows of a batch at once
+
+    @property
+    def any(self) -> bool:
+        """Is anything done to them?"""
+        return max(self.gaussian, self.masking, self.bin_dropout) > 0
+
+
+class NetworkParams(Section):
+    """What both networks share: layers, what is minimised, how it is trained and scores."""
+
+    architecture: Literal["convolutional", "dense"] = "convolutional"
     latent: Count = 12
-    channels: Annotated[tuple[int, ...], Field(min_length=1, max_length=6)] = (8, 16, 32)
+    layers: Annotated[tuple[Count, ...], Field(max_length=8)] = (32,)  # dense: hidden widths, mirrored in the decoder
+    channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=6)] = (8, 16, 32)  # convolutional
     kernel: Annotated[int, Field(ge=3, le=15)] = 5
+    activation: Literal["gelu", "relu", "tanh", "identity"] = "gelu"
+    loss: Literal["mse", "huber", "gaussian", "bce"] = "mse"  # gaussian: with a learned variance of each bin
+    noise: NoiseParams = NoiseParams()
+    residual: Literal["weighted", "mean_squared"] = "weighted"  # by the healthy residual variance of each bin
+    score: str = "combined"
+    restarts: Annotated[int, Field(ge=0, le=10)] = 2  # at most, from other seeds, where a code is dead
     optimiser: OptimiserParams = OptimiserParams()
 
     @model_validator(mode="after")
-    def _odd_kernel(self) -> AutoencoderParams:
+    def _odd_kernel(self) -> Self:
         if self.kernel % 2 == 0:
             raise ValueError(f"got kernel={self.kernel}, expected an odd number")
         return self
 
 
-class VaeParams(AutoencoderParams):
-    """Variational autoencoder with the same layers."""
+class AutoencoderParams(NetworkParams):
+    """Autoencoder."""
+
+    score: Literal["combined", "residual", "latent"] = "combined"
+
+
+class VaeParams(NetworkParams):
+    """Variational autoencoder."""
 
     beta: Annotated[float, Field(gt=0)] = 0.2
-    warmup_epochs: Annotated[int, Field(ge=0)] = 5
+    annealing: Literal["none", "linear", "cyclical"] = "linear"  # of beta
+    warmup_epochs: Annotated[int, Field(ge=0)] = 5  # linear: until beta is reached
+    cycles: Annotated[int, Field(ge=1, le=100)] = 4  # cyclical: over max_epochs
+    score: Literal["combined", "residual", "latent", "elbo"] = "combined"
+    draws: Annotated[int, Field(ge=0, le=256)] = 0  # fixed draws of the code that elbo is a mean over; 0: at the mean
+
+    @model_validator(mode="after")
+    def _cycles_have_room(self) -> Self:
+        if self.annealing == "cyclical" and self.optimiser.max_epochs < 2 * self.cycles:
+            raise ValueError(
+                f"got cycles={self.cycles} in max_epochs={self.optimiser.max_epochs}, expected 2 epochs each"
+            )
+        return self
 
 
 class PcaParams(Section):
@@ -230,6 +289,22 @@ class EnergyParams(Section):
 
 class DistanceParams(Section):
     """Squared distance from the machine's baseline."""
+
+
+class ForestParams(Section):
+    """Isolation forest."""
+
+    trees: Annotated[int, Field(ge=1, le=10_000)] = 100
+    sample_rows: Annotated[int, Field(ge=2, le=4096)] = 256  # that each tree sees; more cuts away less of what is odd
+    max_features: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the bins that each tree sees
+
+
+class FleetRelativeParams(Section):
+    """Distance of a machine from its peers in the same condition."""
+
+
+class AbsoluteLimitParams(Section):
+    """Velocity over the limits of fleet.yaml, which are facts of the machines and stand there."""
 
 
 class BaselineParams(Section):
@@ -250,6 +325,8 @@ class TrainParams(Section):
     """One section per detector, and what they share."""
 
     device: Device = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; auto: bfloat16 where the chip has it
+    compile: Literal["auto", "off"] = "auto"  # torch.compile, on CUDA only
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     score_batch_rows: Annotated[int, Field(ge=64)] = 4096  # every score is computed in a padded batch of this size
     max_rows: Count = 4_000_000  # beyond this, training rows are drawn in whole hours
@@ -259,6 +336,9 @@ class TrainParams(Section):
     pca: PcaParams = PcaParams()
     energy_zscore: EnergyParams = EnergyParams()
     squared_distance: DistanceParams = DistanceParams()
+    isolation_forest: ForestParams = ForestParams()
+    fleet_relative: FleetRelativeParams = FleetRelativeParams()
+    absolute_limit: AbsoluteLimitParams = AbsoluteLimitParams()
 
 
 class PolicyParams(Section):
@@ -355,7 +435,7 @@ class Params(Section):
     validate_: Annotated[ValidateParams, Field(alias="validate")] = ValidateParams()
     split: SplitParams = SplitParams()
     clean: CleanParams = CleanParams()
-    detectors: Annotated[tuple[DetectorName, ...], Field(min_length=1)] = DETECTOR_NAMES
+    detectors: Annotated[tuple[DetectorName, ...], Field(min_length=1)] = DEFAULT_DETECTORS
     train: TrainParams = TrainParams()
     calibrate: CalibrateParams = CalibrateParams()
     evaluate: EvaluateParams = EvaluateParams()

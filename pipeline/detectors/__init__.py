@@ -6,20 +6,36 @@ from pathlib import Path
 
 import torch
 
+from pipeline.detectors.absolute_limit import AbsoluteLimitDetector
 from pipeline.detectors.base import Detector, Fitting, TrainingRows, load_arrays, restore_detector
 from pipeline.detectors.baseline import BaselineTable, fit_baselines
+from pipeline.detectors.fleet_relative import FleetRelativeDetector
+from pipeline.detectors.forest import ForestDetector
 from pipeline.detectors.linear import DistanceDetector, EnergyDetector, PcaDetector
 from pipeline.detectors.neural import AutoencoderDetector, NeuralDetector, VaeDetector
 from pipeline.errors import ReleaseError, UserError
 from pipeline.params import TrainParams
+from pipeline.schema import FleetSpec
 
 CLASSES: dict[str, type[Detector]] = {
-    kind.name: kind for kind in (AutoencoderDetector, VaeDetector, PcaDetector, EnergyDetector, DistanceDetector)
+    kind.name: kind
+    for kind in (
+        AutoencoderDetector,
+        VaeDetector,
+        PcaDetector,
+        EnergyDetector,
+        DistanceDetector,
+        ForestDetector,
+        FleetRelativeDetector,
+        AbsoluteLimitDetector,
+    )
 }
 
 
-def make_detector(name: str, baselines: BaselineTable, params: TrainParams, device: torch.device) -> Detector:
-    """A detector that is not yet fitted, with its section of params.yaml."""
+def make_detector(
+    name: str, baselines: BaselineTable, params: TrainParams, device: torch.device, fleet: FleetSpec | None = None
+) -> Detector:
+    """A detector that is not yet fitted, with its section of params.yaml; `fleet` has the limits of absolute_limit."""
     rows = params.score_batch_rows
     if name == "autoencoder":
         return AutoencoderDetector(baselines, rows, device, params=params.autoencoder)
@@ -33,6 +49,12 @@ def make_detector(name: str, baselines: BaselineTable, params: TrainParams, devi
         return EnergyDetector(baselines, rows, device, two_sided=params.energy_zscore.two_sided)
     if name == "squared_distance":
         return DistanceDetector(baselines, rows, device)
+    if name == "isolation_forest":
+        return ForestDetector(baselines, rows, device, params=params.isolation_forest)
+    if name == "fleet_relative":
+        return FleetRelativeDetector(baselines, rows, device)
+    if name == "absolute_limit":
+        return AbsoluteLimitDetector(baselines, rows, device, fleet=fleet or FleetSpec())
     raise UserError(f"detector: got {name!r}, expected one of {', '.join(CLASSES)}.")
 
 
