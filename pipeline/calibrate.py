@@ -172,15 +172,15 @@ def tail_table(
     if broken:
         got = f"{broken} that are no finite numbers"
         raise ContractError.of(f"scores of {name}", got=got, expected="finite scores", where="calibration")
-    matches = [NO_QUANTILES] * 3
+    fleet, shrunk, own = [NO_QUANTILES] * 3
     if len(wider_M3):
-        matches = [np.asarray(np.percentile(scores_M, MATCHED)) for scores_M in wider_M3.T]
-    comparable_N = TailTable.of(raw_N, *matches).comparable(raw_N, baseline_N)
+        fleet, shrunk, own = (np.asarray(np.percentile(scores_M, MATCHED)) for scores_M in wider_M3.T)
+    comparable_N = TailTable.of(raw_N, fleet, shrunk, own).comparable(raw_N, baseline_N)
     if comparable_N.min() == comparable_N.max():
         got = f"{len(comparable_N)} scores, all {comparable_N[0]:g}"
         raise ContractError.of(f"scores of {name}", got=got, expected="scores that differ", where="calibration")
     fit = fit_tail(comparable_N, machine_day_N)
-    return TailTable.of(comparable_N, *matches, tail=fit.tail), fit
+    return TailTable.of(comparable_N, fleet, shrunk, own, fit.tail), fit
 
 
 def calibrate_detector(

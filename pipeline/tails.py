@@ -31,8 +31,7 @@ class TailTable:
     `fleet_from`, `shrunk_from` and `own_to` are quantiles of the same rows' scores against the fleet's baseline,
     against their machine's as if it had just begun a new epoch, and against their own: a row without a baseline of its
     own is scored against a wider one, and its score brought to the scale of the others (quantile matching; beyond the
-    last quantile in proportion). Empty: scores stay as they are. Without a `tail` no
-    probability is below 1 / (n + 1).
+    last quantile in proportion). Empty: scores stay as they are. Without a `tail` no probability is below 1 / (n + 1).
 
     >>> table = TailTable.of(np.arange(99.0))
     >>> table.probability(np.array([-1.0, 98.0, 1e9])).tolist()
@@ -115,9 +114,9 @@ class TailTable:
     def load(cls, path: Path) -> TailTable:
         """The inverse of `save`."""
         arrays = load_file(path)
-        matches = (arrays[name] for name in MATCHES)
+        matches = {name: arrays[name] for name in MATCHES}
         tail = ParetoTail(*arrays["tail"].tolist()) if len(arrays["tail"]) else None
-        return cls(arrays["values"], arrays["at_least"], int(arrays["rows"][0]), *matches, tail)
+        return cls(arrays["values"], arrays["at_least"], int(arrays["rows"][0]), tail=tail, **matches)
 
 
 def match_quantiles(scores_N: FloatN, source: FloatN, target: FloatN) -> FloatN:
