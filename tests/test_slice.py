@@ -8,6 +8,7 @@ import pytest
 from small_fleet import SMALL_PARAMS, run_stages
 
 from flows import cli
+from pipeline.params import DEFAULT_DETECTORS
 
 
 def small(**changes: str) -> str:
