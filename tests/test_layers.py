@@ -9,6 +9,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ONLY_IN = {
     "great_expectations": {"pipeline/expectations.py"},
     "evidently": {"pipeline/drift.py"},
+    "dvclive": {"pipeline/engine/progress.py"},
+    "onnx": {"pipeline/onnx_export.py", "pipeline/detectors/tree_ensemble.py"},
+    "onnxruntime": {"pipeline/onnx_export.py", "pipeline/detectors/tree_ensemble.py"},
 }
 
 

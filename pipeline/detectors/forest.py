@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.ensemble import IsolationForest
 
 from pipeline.detectors.base import Arrays, Detector, Fitting, TrainingRows
 from pipeline.detectors.baseline import BaselineTable
@@ -58,6 +57,8 @@ class ForestDetector(Detector):
         picked = np.sort(np.random.default_rng(fitting.seed).choice(count, wanted, replace=False))
         seen_NF = self.relative(rows.spectra[picked], rows.code[picked])[:, :-1].cpu().numpy()
         sample_rows = min(settings.sample_rows, wanted)
+        from sklearn.ensemble import IsolationForest  # a second to import: only where it is used
+
         grown = IsolationForest(
             n_estimators=settings.trees,
             max_samples=sample_rows,
@@ -68,7 +69,7 @@ class ForestDetector(Detector):
         self.typical_length = max(float(average_path_length(np.array([sample_rows]))[0]), 1e-12)
         return {"trees": settings.trees, "sample_rows": sample_rows, "levels": self.levels}
 
-    def _take(self, grown: IsolationForest) -> None:
+    def _take(self, grown: Any) -> None:
         levels = max(1, max(int(tree.tree_.max_depth) for tree in grown.estimators_))
         parts = [
             complete_tree(tree.tree_, bins, levels)
