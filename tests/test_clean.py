@@ -40,7 +40,10 @@ def faulty() -> Fleet:
     return fleet
 
 
-@pytest.mark.parametrize("settings", [{}, {"condition": False}, {"method": "trimmed"}])
+AUTOENCODER = {"model": "autoencoder", "components": 2, "max_rounds": 1}
+
+
+@pytest.mark.parametrize("settings", [{}, {"condition": False}, {"method": "trimmed"}, AUTOENCODER])
 def test_planted_faults_are_removed_and_the_healthy_stay(faulty: Fleet, tmp_path: Path, settings) -> None:
     found = cleaned(faulty, tmp_path, **settings)
     removed = removed_hours(faulty, found)

@@ -42,7 +42,7 @@ LARGEST = 4
 WINDOWS = (1, 4, 16)  # neighbouring vectors of a regime whose mean is looked at
 IN_DIRECTION = 0.5  # of the length of a window's mean: as far in its direction lies a vector that it counts for
 MEDIAN_VARIANCE = np.pi / 2  # of a median over that of a mean, for normal numbers
-EPOCHS, BATCH = 15, 256  # of the autoencoder: vectors are thousands, not millions
+EPOCHS, BATCH, HIDDEN = 15, 256, 32  # of the autoencoder: vectors are thousands, not millions
 
 
 def column_medians(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
@@ -167,7 +167,8 @@ def fit_model(name: ModelName, z_VG: Float32, components: int, seed: int) -> Res
     features = held_VG.shape[1]
     location, scale = np.zeros((1, features + 1), np.float32), np.ones((1, features + 1), np.float32)
     plain = BaselineTable((), (), None, location, scale, (), 1e-30, log=False)
-    settings = AutoencoderParams(latent=components, optimiser=OptimiserParams(max_epochs=EPOCHS, batch_rows=BATCH))
+    optimiser = OptimiserParams(max_epochs=EPOCHS, batch_rows=BATCH)
+    settings = AutoencoderParams(architecture="dense", layers=(HIDDEN,), latent=components, optimiser=optimiser)
     detector = AutoencoderDetector(plain, device=torch.device("cpu"), params=settings)
     last = max(1, len(held_VG) // 5)
     order = np.random.default_rng(seed).permutation(len(held_VG))
