@@ -43,7 +43,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor
 
 from pipeline.backtest import BacktestRequest, Recording, assign_roles, read_recording, select, take
-from pipeline.calibrate import score_rows
 from pipeline.errors import HearkenError, UserError
 from pipeline.judge import FAULTY, HEALTHY, UNKNOWN
 from pipeline.params import NEURAL_DETECTORS, Params, load_params
@@ -229,7 +228,8 @@ def by_detector(name: str, recording: Recording, fold: Fold, params: Params, see
     )
 
     def scored(mask_N: BoolN) -> FloatN:
-        return score_rows({name: detector}, take(recording, fold.role, mask_N), None).raw[name]
+        rows = take(recording, fold.role, mask_N)
+        return detector.score(rows.spectra, detector.baselines.codes(rows.keys))
 
     return _judged(recording, fold, scored)
 

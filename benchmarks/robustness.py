@@ -34,7 +34,7 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from pipeline.alerts import AlertPolicy, Timeline, typical_interval_us
-from pipeline.calibrate import score_rows, tail_table
+from pipeline.calibrate import machine_days, measure, score_rows, tail_table
 from pipeline.detectors import Detector
 from pipeline.evaluate import events_of, label_codes, truly_faulty
 from pipeline.judge import FAULTY, HEALTHY, Event, budget_threshold, outcome_at
@@ -188,8 +188,8 @@ class Calibrated:
 def calibrated(detector: Detector, plant: SimulatedPlant, params: Params) -> Calibrated:
     """The lowest threshold within the budget of false episodes, and the low tier's percentile."""
     rows, name = plant.calibration, detector.name
-    first = score_rows({name: detector}, rows, None)
-    tail = tail_table(detector, rows, first.raw[name], first.baseline)
+    first = measure({name: detector}, rows, [(slice(0, len(rows)), rows.spectra)])
+    tail, _ = tail_table(name, first.raw[name], first.baseline, first.wider[name], machine_days(rows))
     scores = tail.comparable(first.raw[name], first.baseline)
     interval_us = typical_interval_us(rows.machine, rows.time_us)
     policy = AlertPolicy.fitted_to(params.calibrate.policy, interval_us)

@@ -64,7 +64,7 @@ def test_where_models_ignore_conditions_cleaning_uses_them_and_its_gate_does_not
     assert blind.table["evidence"].equals(aware.table["evidence"])
     assert blind.metrics["gate"]["raw"] != aware.metrics["gate"]["raw"]
     for found, column in ((aware, "condition"), (blind, None)):
-        removed_N = aware.table["removed"].to_numpy()
+        removed_N = blind.table["removed"].to_numpy()
         verdict = judge_cleaning(tmp_path, split, removed_N, SPEC, CleanParams().gate_rows, 0, condition_column=column)
         assert verdict.to_json() == found.metrics["gate"]
 

@@ -14,7 +14,7 @@ from pipeline.detectors import Detector, Fitting, TrainingRows, fit_baselines, l
 from pipeline.detectors.baseline import BaselineTable
 from pipeline.detectors.fleet_relative import against_peers, factor_covariance, peers_of
 from pipeline.params import TrainParams
-from pipeline.rows import RowKeys, Rows
+from pipeline.rows import RowKeys
 from pipeline.schema import Baseline
 
 BINS, ROWS, CPU = 24, 120, torch.device("cpu")
@@ -80,11 +80,9 @@ def test_the_false_rate_on_later_healthy_rows_is_what_was_calibrated() -> None:
     each, _ = fitted("fleet_relative", 20)
     spectra, keys = rows_of(20, 3)
     code = each.baselines.codes(keys)
-    rows = Rows(
-        spectra, keys.machine_N, keys.machines, keys.epoch_N, keys.condition_N, keys.conditions, keys.epoch_N, None
-    )
-    table = tail_table(each, rows, each.score(spectra, code), each.baselines.states(code))
-    assert not len(table.own_to), "scores do not depend on a machine's own baseline: there is nothing to match"
+    assert not each.matched, "scores do not depend on a machine's own baseline: there is nothing to match"
+    score, days = each.score(spectra, code), keys.machine_N.astype(np.int64)
+    table, _ = tail_table(each.name, score, each.baselines.states(code), np.empty((0, 3)), days)
     later, same = rows_of(20, 4)
     state = np.full(len(same), Baseline.OWN)
     tail = table.probability(table.comparable(each.score(later, each.baselines.codes(same)), state))

@@ -284,6 +284,7 @@ def test_a_device_alarms_on_the_rows_that_the_release_alarms_on(
     modes = pa.chunked_array([chunk for table in raw for chunk in table["condition"].cast(pa.string()).chunks])
     log = log.append_column("condition", modes)
     spectra = np.concatenate([np.stack(table["spectrum"].to_pylist()).astype(np.float32) for table in raw])
+    alarms = 0
     for name in EXPORTED:
         told = json.loads((exported / name / "scorer.json").read_text())
         score, comparable = run_scorer(open_scorer(exported / name / MODEL), spectra, rows_of(told, log))
@@ -297,10 +298,11 @@ def test_a_device_alarms_on_the_rows_that_the_release_alarms_on(
             threshold = told["tiers"][tier]["exceeds"]
             clear = usable & (np.abs(in_release - threshold) > closest * np.abs(threshold))
             assert clear.mean() > 0.7
-            assert (in_release > threshold)[clear].any() or tier == "page"
+            alarms += int((in_release > threshold)[clear].sum())
             np.testing.assert_array_equal((comparable > threshold)[clear], (in_release > threshold)[clear])
         assert told["raises_alerts"] == (name == release.detector)
         assert (told["release"], told["policy"]) == (release.id, release.calibration["policy"])
+    assert alarms, "nothing was compared"
 
 
 def test_what_is_there_is_never_touched(release: Release, tmp_path: Path) -> None:
