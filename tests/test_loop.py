@@ -174,7 +174,7 @@ def test_a_drift_makes_the_gpu_worker_train_what_enters_service(plant):
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 700
     plant.start("server", ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(plant.port)])
     simulate_days(plant, 0, FIRMWARE_DAY, None)
     plant.wait_for_server(deadline)
