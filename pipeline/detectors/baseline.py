@@ -108,13 +108,15 @@ class BaselineTable:
 
     def features(self, spectra_NF: torch.Tensor) -> torch.Tensor:
         """(N, G): log magnitudes (or the numbers themselves) and the log of the total energy."""
-        energy_N1 = torch.linalg.vector_norm(spectra_NF, dim=1, keepdim=True).clamp_min(self.floor).log()
-        bins_NF = spectra_NF.clamp_min(self.floor).log() if self.log else spectra_NF
-        return torch.cat([bins_NF, energy_N1], dim=1)
+        energy_N1 = torch.linalg.vector_norm(spectra_NF, dim=1, keepdim=True)
+        if self.log:
+            return torch.cat([spectra_NF, energy_N1], dim=1).clamp_min_(self.floor).log_()
+        return torch.cat([spectra_NF, energy_N1.clamp_min_(self.floor).log_()], dim=1)
 
     def relative(self, spectra_NF: torch.Tensor, code_N: torch.Tensor, tables: Tables) -> torch.Tensor:
         """(N, G): features in robust standard deviations from the row's baseline."""
-        return (self.features(spectra_NF) - tables.location[code_N]) / tables.scale[code_N]
+        location_NG, scale_NG = (table.index_select(0, code_N) for table in (tables.location, tables.scale))
+        return self.features(spectra_NF).sub_(location_NG).div_(scale_NG)
 
     def tables(self, device: torch.device) -> Tables:
         """Location and scale as tensors on a device."""

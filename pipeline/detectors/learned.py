@@ -244,13 +244,16 @@ class NeuralDetector(Detector):
         """Residuals and latent distance of rows in robust deviations."""
         code_BL = self.code(x_BF)
         output_BF = self.decode(code_BL)
-        weight: torch.Tensor | float = 1.0 / self.baselines.bins
-        if "residual_variance" in self._statistics:
-            weight = weight / self._statistics["residual_variance"]
-        residual_BF = x_BF.clamp(-SCORED_LIMIT, SCORED_LIMIT).sub_(output_BF).square_().mul_(weight)
+        residual_BF = self._residual(x_BF, output_BF).div_(self.baselines.bins)
         # double: autocast leaves it alone
         away_BL = (code_BL.double() - self._statistics["latent_mean"]) @ self._statistics["latent_root"]
         return Evidence(residual_BF, away_BL.square().sum(1), output_BF)
+
+    def _residual(self, x_BF: torch.Tensor, output_BF: torch.Tensor) -> torch.Tensor:
+        """Squared residuals (B, F) whose mean over the bins is the residual's score."""
+        squared_BF = (x_BF - output_BF).clamp_(-SCORED_LIMIT, SCORED_LIMIT).square_()
+        variance_F = self._statistics.get("residual_variance")
+        return squared_BF if variance_F is None else squared_BF.div_(variance_F)
 
     def _parts_of_score(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
         """What residual and code add to the score, each (B,) float64."""
@@ -264,6 +267,9 @@ class NeuralDetector(Detector):
 
     def score_batch(self, spectra_BF: torch.Tensor, relative_BG: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """The score that the parameters name."""
+        if self.params.score == "residual":  # the code's distance is not asked for
+            x_BF = relative_BG[:, :-1]
+            return self._residual(x_BF, self.decode(self.code(x_BF))).mean(1).double()
         residual_B, latent_B = self._parts_of_score(self.evidence(relative_BG[:, :-1]))
         return residual_B + latent_B
 
