@@ -34,11 +34,13 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from pipeline.alerts import AlertPolicy, Timeline, typical_interval_us
-from pipeline.calibrate import machine_days, measure, score_rows, tail_table
+from pipeline.calibrate import machine_days, score_scale, tail_table
 from pipeline.detectors import Detector
+from pipeline.ensemble import TailTables
 from pipeline.evaluate import events_of, label_codes, truly_faulty
 from pipeline.judge import FAULTY, HEALTHY, Event, budget_threshold, outcome_at
 from pipeline.maintenance import failures_of
+from pipeline.measure import measure, score_rows
 from pipeline.params import DirtParams, LogParams, Params, UpkeepParams, load_params
 from pipeline.rows import Rows, load_rows
 from pipeline.schema import (
@@ -189,8 +191,9 @@ def calibrated(detector: Detector, plant: SimulatedPlant, params: Params) -> Cal
     """The lowest threshold within the budget of false episodes, and the low tier's percentile."""
     rows, name = plant.calibration, detector.name
     first = measure({name: detector}, rows, [(slice(0, len(rows)), rows.spectra)])
-    tail, _ = tail_table(name, first.raw[name], first.baseline, first.wider[name], machine_days(rows))
-    scores = tail.comparable(first.raw[name], first.baseline)
+    scale = score_scale(name, first, params.calibrate.levels, machine_days(rows))
+    scores = scale.comparable(first.raw[name], first.baseline, first.code)
+    tail, _ = tail_table(name, scores, machine_days(rows), scale)
     interval_us = typical_interval_us(rows.machine, rows.time_us)
     policy = AlertPolicy.fitted_to(params.calibrate.policy, interval_us)
     days = len(rows) * interval_us / MICROSECONDS_PER_DAY
@@ -203,7 +206,7 @@ def calibrated(detector: Detector, plant: SimulatedPlant, params: Params) -> Cal
 def figures(detector: Detector, plant: SimulatedPlant, at: Calibrated, spectra_NF: FloatNF) -> dict[str, float]:
     """What the detector makes of the test rows, with the spectra given in their place."""
     rows = taken(plant.test, np.ones(len(plant.test), bool), spectra_NF)
-    scores = score_rows({detector.name: detector}, rows, {detector.name: at.tail}).scores[detector.name]
+    scores = score_rows({detector.name: detector}, rows, TailTables({detector.name: at.tail})).scores[detector.name]
     known, healthy = plant.label >= 0, plant.label == HEALTHY
     outcome = outcome_at(scores > at.budget, Timeline.of(rows.machine, rows.time_us, at.policy), plant.events)
     days = float(healthy.sum()) * typical_interval_us(rows.machine, rows.time_us) / MICROSECONDS_PER_DAY

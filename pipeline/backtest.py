@@ -17,7 +17,7 @@ import pyarrow as pa
 from sklearn.metrics import roc_auc_score
 
 from pipeline.alerts import Timeline
-from pipeline.calibrate import Calibration, Scored, calibrate, score_rows, scores_table
+from pipeline.calibrate import Calibration, calibrate
 from pipeline.detectors import Detector
 from pipeline.detectors.base import write_history
 from pipeline.errors import ContractError, UserError
@@ -26,10 +26,21 @@ from pipeline.evidence import history_mask
 from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, budget_threshold, judge
 from pipeline.landing.frame import WideFrame, load_frame
 from pipeline.layout import SourceLayout
+from pipeline.measure import Scored, score_rows, scores_table
 from pipeline.params import DETECTOR_NAMES, Params
 from pipeline.report import ReportData, render_report
 from pipeline.rows import Rows, conditions_of
-from pipeline.schema import TEXT, BoolN, FleetSpec, Label, Role, dictionary_column, energy_is_finite, time_column
+from pipeline.schema import (
+    ENSEMBLE,
+    TEXT,
+    BoolN,
+    FleetSpec,
+    Label,
+    Role,
+    dictionary_column,
+    energy_is_finite,
+    time_column,
+)
 from pipeline.store import atomic_folder, write_json, write_text
 from pipeline.train import train_detector, use_threads
 
@@ -98,7 +109,8 @@ def run_backtest(request: BacktestRequest, params: Params, out: Path, say: Any =
     unknown = [name for name in chosen if name not in DETECTOR_NAMES]
     if unknown:
         raise UserError(f"--detectors: got {', '.join(unknown)}, expected some of {', '.join(DETECTOR_NAMES)}.")
-    release_detector = params.release.detector if params.release.detector in chosen else chosen[0]
+    there = (*chosen, ENSEMBLE) if len(chosen) > 1 else chosen
+    release_detector = params.release.detector if params.release.detector in there else chosen[0]
     params = params.model_copy(
         update={"detectors": tuple(chosen), "release": params.release.model_copy(update={"detector": release_detector})}
     )
@@ -324,7 +336,7 @@ def run_fold(recording: Recording, role_N: np.ndarray, params: Params, say: Any)
     nothing = take(recording, role_N, np.zeros(len(role_N), bool))
     calibration = calibrate(detectors, healthy, nothing, params.calibrate, params.seed)
     is_test = role_N == Role.TEST
-    scored = score_rows(detectors, take(recording, role_N, is_test, failure_ids(recording)), calibration.tables)
+    scored = score_rows(detectors, take(recording, role_N, is_test, failure_ids(recording)), calibration.tails)
     names, counts = np.unique(role_N.astype(str), return_counts=True)
     totals = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
     return Fold(detectors, histories, calibration, scored, recording.label[is_test], totals)
@@ -438,11 +450,11 @@ def across_machines(recording: Recording, request: BacktestRequest, params: Para
             continue
         say(f"left out: {name}")
         role = assign_roles(recording, baseline, trains & ~mine, tests & mine)
-        folds.append(_in_threshold_units(run_fold(recording, role, params, say), params))
+        folds.append(_in_threshold_units(run_fold(recording, role, params, say)))
     if len(folds) < 2:
         raise ContractError.of("machines", got=len(folds), expected="at least two", where=request.source)
     merged = _merge(folds)
-    thresholds = dict.fromkeys(params.detectors, 1.0)
+    thresholds = dict.fromkeys(merged.test.scores, 1.0)
     judgement = judge_fold(recording, merged, params, request.time, thresholds=thresholds)
     judgement.figures["per_machine"] = per_machine_auroc(merged)
     if any(value is None for row in judgement.figures["per_machine"].values() for value in row.values()):
@@ -456,10 +468,10 @@ def across_machines(recording: Recording, request: BacktestRequest, params: Para
     return judgement, merged
 
 
-def _in_threshold_units(fold: Fold, params: Params) -> Fold:
+def _in_threshold_units(fold: Fold) -> Fold:
     healthy = fold.calibration.healthy
     line = Timeline.of(healthy.rows.machine, healthy.rows.time_us, fold.calibration.policy)
-    scale = {name: max(budget_threshold(healthy.scores[name], line, 1.0), 1e-12) for name in params.detectors}
+    scale = {name: max(budget_threshold(healthy.scores[name], line, 1.0), 1e-12) for name in healthy.scores}
     calibrated = replace(healthy, scores={name: values / scale[name] for name, values in healthy.scores.items()})
     tested = replace(fold.test, scores={name: values / scale[name] for name, values in fold.test.scores.items()})
     return replace(fold, calibration=replace(fold.calibration, healthy=calibrated), test=tested)
@@ -486,12 +498,12 @@ def _concatenate(parts: Sequence[Scored]) -> Scored:
         time_us=np.concatenate([part.time_us for part in rows]),
         status=pa.concat_tables([part.status for part in rows]),
     )
-    names = list(parts[0].raw)
     return Scored(
         joined,
-        {name: np.concatenate([part.scores[name] for part in parts]) for name in names},
-        {name: np.concatenate([part.raw[name] for part in parts]) for name in names},
+        {name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores},
+        {name: np.concatenate([part.raw[name] for part in parts]) for name in parts[0].raw},
         np.concatenate([part.baseline for part in parts]),
+        np.concatenate([part.code for part in parts]),
     )
 
 
@@ -514,7 +526,7 @@ def draw(recording: Recording, judgement: Judgement, fold: Fold, params: Params)
     healthy = recording.label == HEALTHY
     chosen = history_mask(rows.machine, rows.machines, rows.epoch, rows.time_us, healthy, events)
     history = take(recording, np.full(len(rows), str(Role.NONE), dtype=object), chosen)
-    return pictures(fold.detectors[params.release.detector], fold.test, history, judgement, recording.fleet)
+    return pictures(fold.detectors[params.explaining_detector], fold.test, history, judgement, recording.fleet)
 
 
 def write_backtest(out: Path, recording: Recording, judgement: Judgement, fold: Fold, params: Params) -> None:

@@ -2,169 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from pipeline.alerts import AlertPolicy, Timeline, typical_interval_us
-from pipeline.detectors import Detector, choose_device, load_detector
+from pipeline.detectors import Detector
+from pipeline.ensemble import EnsembleRule, TailTables, load_tails
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.intervals import rate_with_interval
-from pipeline.params import CalibrateParams, load_params
+from pipeline.levels import baseline_levels, group_levels
+from pipeline.measure import Measured, Scored, condition_column, load_detectors, measure, scores_table
+from pipeline.params import CalibrateParams, EnsembleParams, load_params
 from pipeline.pareto import TailFit, fit_tail, rows_needed
-from pipeline.rows import Rows, has_role, load_conditions
-from pipeline.schema import (
-    BASELINES,
-    MICROSECONDS_PER_DAY,
-    Baseline,
-    BoolN,
-    FloatN,
-    FloatNF,
-    IntN,
-    Role,
-    codes_and_names,
-    dictionary_column,
-    load_fleet_spec,
-    times_us,
-)
-from pipeline.store import atomic_folder, read_json, read_spectra, read_table, write_json, write_table
-from pipeline.tails import NO_QUANTILES, TailTable
+from pipeline.rows import Rows, has_role, rows_without_spectra, spectra_pieces
+from pipeline.schema import ENSEMBLE, MICROSECONDS_PER_DAY, BoolN, FloatN, IntN, Role, load_fleet_spec
+from pipeline.store import atomic_folder, read_json, read_table, write_json, write_table
+from pipeline.tails import ScoreScale, TailTable
 from pipeline.train import use_threads
 
 TIERS = ("low", "page")
 MATCHED = np.r_[np.linspace(0, 99, 100), 99.5, 99.8]  # percentiles at which scores of two baselines are matched
-MATCHED_ROWS = 50_000
 MIN_ROWS = 20
 FEW_ROWS = 100
+HALVES_MACHINES = 4  # fewer cannot calibrate an ensemble on other machines than its members
 BASES = {"pareto": "Pareto tail", "exponential": "exponential tail", "none": "largest scores"}  # of a threshold
-PIECE_ROWS = 200_000  # spectra held at once, rounded up to whole day files
-Pieces = Iterable[tuple[slice, FloatNF]]
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Rows and their comparable scores per detector, in the rows' order."""
-
-    rows: Rows
-    scores: Mapping[str, FloatN]
-    raw: Mapping[str, FloatN]
-    baseline: npt.NDArray[np.int8]  # as `Baseline`
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Rows without their spectra, their raw scores per detector, and some of them scored on wider baselines.
-
-    `baseline` says which `Baseline` each row was scored against. `wider` (M, 3) holds scores of the same M rows against
-    the fleet's baseline, their machine's as if it had just begun an epoch, and their own; empty for a detector whose
-    scores need no match.
-    """
-
-    rows: Rows
-    raw: Mapping[str, FloatN]
-    baseline: npt.NDArray[np.int8]
-    wider: Mapping[str, FloatNF]
-
-    def comparable(self, tables: Mapping[str, TailTable]) -> Scored:
-        """The rows with comparable scores."""
-        scores = {name: tables[name].comparable(raw, self.baseline) for name, raw in self.raw.items()}
-        return Scored(self.rows, scores, self.raw, self.baseline)
-
-
-def load_detectors(root: Path, names: tuple[str, ...], device: str) -> dict[str, Detector]:
-    """Every detector of params.yaml from `data/models`."""
-    return {name: load_detector(root / "data/models" / name, choose_device(device)) for name in names}
-
-
-def condition_column(detectors: Mapping[str, Detector]) -> str | None:
-    """Where the detectors of one build take conditions from: all from the same column, or none."""
-    return next(iter(detectors.values())).condition_column
-
-
-def rows_without_spectra(data_set: Path, status: pa.Table, selected_N: BoolN, column: str | None) -> Rows:
-    """The selected rows of a status table with spectra of no bins: for what is scored piece by piece."""
-    kept = status.filter(pa.array(selected_N))
-    machine, machines = codes_and_names(kept["machine_id"])
-    condition, conditions = load_conditions(data_set, status, selected_N, column)
-    return Rows(
-        spectra=np.empty((len(kept), 0), np.float32),
-        machine=machine,
-        machines=machines,
-        epoch=kept["epoch"].to_numpy(),
-        condition=condition,
-        conditions=conditions,
-        time_us=times_us(kept["timestamp"]),
-        status=kept,
-    )
-
-
-def spectra_pieces(
-    data_set: Path, status: pa.Table, selected_N: BoolN, bins: int, piece_rows: int = PIECE_ROWS
-) -> Iterator[tuple[slice, FloatNF]]:
-    """The spectra of the selected rows in pieces of whole day files, each with its place among those rows."""
-    file_N, _ = codes_and_names(status["file"])
-    ends = [*(np.flatnonzero(np.diff(file_N)) + 1).tolist(), len(file_N)]
-    begin = done = 0
-    for end in ends:
-        rows = int(selected_N[begin:end].sum())
-        if rows >= piece_rows or (rows and end == len(file_N)):
-            part = read_spectra(data_set, status.slice(begin, end - begin), selected_N[begin:end], bins)
-            yield slice(done, done + rows), part
-            begin, done = end, done + rows
-
-
-def measure(detectors: Mapping[str, Detector], rows: Rows, pieces: Pieces) -> Measured:
-    """Score rows piece by piece; at most MATCHED_ROWS of them also against wider baselines than their own.
-
-    Rows that know the narrowest baseline tell what they would score against the wider ones.
-
-    Args:
-        detectors: fitted.
-        rows: their spectra are not looked at.
-        pieces: the spectra, each piece with its place among the rows.
-    """
-    raw = {name: np.empty(len(rows)) for name in detectors}
-    wider: dict[str, list[FloatNF]] = {name: [] for name in detectors}
-    baselines = next(iter(detectors.values())).baselines  # those of one build are all the same
-    state_N = baselines.states(baselines.codes(rows.keys))
-    told = np.flatnonzero(state_N == state_N.max(initial=0))
-    told = told[:: max(1, len(told) // MATCHED_ROWS)]
-    for place, spectra in pieces:
-        keys = rows.keys.take(place)
-        sampled = told[slice(*np.searchsorted(told, [place.start, place.stop]))] - place.start
-        few = keys.take(sampled)
-        for name, detector in detectors.items():
-            table = detector.baselines
-            raw[name][place] = detector.score(spectra, table.codes(keys))
-            if detector.matched and table.keys and len(sampled):
-                codes = (table.fleet_codes(few), table.next_epoch_codes(few))
-                scores = [*(detector.score(spectra[sampled], code) for code in codes), raw[name][place][sampled]]
-                wider[name].append(np.stack(scores, axis=1))
-    matched = {name: np.concatenate([np.empty((0, 3)), *parts]) for name, parts in wider.items()}
-    return Measured(replace(rows, spectra=np.empty((len(rows), 0), np.float32)), raw, state_N, matched)
-
-
-def tail_table(
-    name: str, raw_N: FloatN, baseline_N: npt.NDArray[np.int8], wider_M3: FloatNF, machine_day_N: IntN
-) -> tuple[TailTable, TailFit]:
-    """The tail table of a detector's healthy calibration scores, with the matches for wider baselines, and its tail.
+def score_scale(name: str, healthy: Measured, by: str, machine_day_N: IntN) -> ScoreScale:
+    """What brings a detector's scores to one scale: matches of wider baselines, then levels of machines or conditions.
 
     Args:
         name: of the detector.
-        raw_N: scores.
-        baseline_N: which `Baseline` each row was scored against.
-        wider_M3: some rows' scores against the fleet's baseline, their machine's as if it had just begun an epoch, and
-            their own; none: raw scores are comparable as they are.
+        healthy: calibration rows.
+        by: `fleet`, `condition` or `machine`: whose levels.
         machine_day_N: code of each row's machine and day.
-
-    Raises:
-        ContractError: too few calibration rows, scores that are not finite, or all equal.
     """
+    raw_N, wider_M3 = healthy.raw[name], healthy.wider[name]
+    _refuse_broken(name, raw_N, wider_M3)
+    scale = ScoreScale()
+    if len(wider_M3):
+        scale = ScoreScale(*(np.asarray(np.percentile(scores_M, MATCHED)) for scores_M in wider_M3.T))
+    if by == "fleet":
+        return scale
+    rows, comparable_N = healthy.rows, scale.comparable(raw_N, healthy.baseline, healthy.code)
+    if by == "machine":
+        levels, names = group_levels(comparable_N, rows.machine.astype(np.int64), machine_day_N), rows.machines
+    else:  # machines are the units of a condition
+        unit_N = rows.machine.astype(np.int64) * len(rows.conditions) + rows.condition
+        levels, names = group_levels(comparable_N, rows.condition.astype(np.int64), unit_N), rows.conditions
+    if not levels:
+        return scale
+    level_R = baseline_levels(healthy.baselines, by, names, levels)
+    return ScoreScale(scale.fleet_from, scale.shrunk_from, scale.own_to, level_R)
+
+
+def _refuse_broken(name: str, raw_N: FloatN, wider_M3: npt.NDArray[np.floating[Any]]) -> None:
     if len(raw_N) < MIN_ROWS:
         expected = f"at least {MIN_ROWS} healthy rows"
         raise ContractError.of("calibration rows", got=len(raw_N), expected=expected, where="role calibration")
@@ -172,15 +69,54 @@ def tail_table(
     if broken:
         got = f"{broken} that are no finite numbers"
         raise ContractError.of(f"scores of {name}", got=got, expected="finite scores", where="calibration")
-    fleet, shrunk, own = [NO_QUANTILES] * 3
-    if len(wider_M3):
-        fleet, shrunk, own = (np.asarray(np.percentile(scores_M, MATCHED)) for scores_M in wider_M3.T)
-    comparable_N = TailTable.of(raw_N, fleet, shrunk, own).comparable(raw_N, baseline_N)
+
+
+def tail_table(
+    name: str, comparable_N: FloatN, machine_day_N: IntN, scale: ScoreScale | None = None
+) -> tuple[TailTable, TailFit]:
+    """The tail table of healthy comparable calibration scores (N,), and its tail.
+
+    Args:
+        name: of the detector.
+        comparable_N: scores.
+        machine_day_N: code of each row's machine and day.
+        scale: what made the scores comparable.
+
+    Raises:
+        ContractError: too few calibration rows, scores that are not finite, or all equal.
+    """
+    _refuse_broken(name, comparable_N, np.empty((0, 3)))
     if comparable_N.min() == comparable_N.max():
         got = f"{len(comparable_N)} scores, all {comparable_N[0]:g}"
         raise ContractError.of(f"scores of {name}", got=got, expected="scores that differ", where="calibration")
     fit = fit_tail(comparable_N, machine_day_N)
-    return TailTable.of(comparable_N, fleet, shrunk, own, fit.tail), fit
+    return TailTable.of(comparable_N, scale, fit.tail), fit
+
+
+def crossed_statistic(
+    rule: EnsembleRule, comparable: Mapping[str, FloatN], machine_N: npt.NDArray[Any], machine_day_N: IntN
+) -> FloatN | None:
+    """The ensemble's statistic (N,) of calibration rows, by tail tables that their machine has no part in.
+
+    Machines are divided into two halves, in turns by their code; each half's tables give the other's probabilities.
+
+    Returns:
+        None where there are too few machines for two halves.
+    """
+    machines, index_N = np.unique(machine_N, return_inverse=True)
+    if len(machines) < HALVES_MACHINES:
+        return None
+    statistic_N = np.empty(len(machine_N))
+    for half in (0, 1):
+        judged = index_N % 2 == half
+        tables = {
+            name: TailTable.of(scores[~judged], tail=fit_tail(scores[~judged], machine_day_N[~judged]).tail)
+            for name, scores in comparable.items()
+            if name in rule.members
+        }
+        probability = {name: table.probability(comparable[name][judged]) for name, table in tables.items()}
+        statistic_N[judged] = rule.statistic(probability)
+    return statistic_N
 
 
 def calibrate_detector(
@@ -249,22 +185,11 @@ class TuneRows:
         return sorted({str(name) for name in self.failure_M[self.line.order][alerts]})
 
 
-def score_rows(detectors: Mapping[str, Detector], rows: Rows, tables: Mapping[str, TailTable]) -> Scored:
-    """Rows, whose spectra are there, with the comparable scores of every detector."""
-    raw, comparable, baseline = {}, {}, np.full(len(rows), Baseline.OWN, np.int8)
-    for name, detector in detectors.items():
-        code = detector.baselines.codes(rows.keys)
-        baseline = detector.baselines.states(code)
-        raw[name] = detector.score(rows.spectra, code)
-        comparable[name] = tables[name].comparable(raw[name], baseline)
-    return Scored(rows, comparable, raw, baseline)
-
-
 @dataclass(frozen=True)
 class Calibration:
-    """Tables and figures of every detector, and the policy."""
+    """Tables and figures of every detector and of the ensemble, and the policy."""
 
-    tables: dict[str, TailTable]
+    tails: TailTables
     detectors: dict[str, Any]
     policy: AlertPolicy
     healthy: Scored
@@ -272,9 +197,10 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """calibration.json."""
-        rows = self.healthy.rows
+        rows, rule = self.healthy.rows, self.tails.rule
         return {
             "detectors": self.detectors,
+            "ensemble": None if rule is None else {"members": list(rule.members), "agree": rule.agree},
             "policy": self.policy.to_json(),
             "rows": len(rows),
             "machines": len(np.unique(rows.machine)),
@@ -299,27 +225,48 @@ def calibrate(
 
 
 def calibrate_measured(healthy: Measured, tune: Measured, params: CalibrateParams, seed: int) -> Calibration:
-    """Calibrate every detector whose scores are there; see `calibrate`.
+    """Calibrate every detector whose scores are there, and their ensemble; see `calibrate`.
 
     Raises:
-        ContractError: see `tail_table`.
+        ContractError: too few calibration rows, scores that are not finite, or all equal.
     """
     rows = healthy.rows
     policy = AlertPolicy.fitted_to(params.policy, typical_interval_us(rows.machine, rows.time_us))
     days = machine_days(rows)
-    tables, fits = {}, {}
-    for name, raw in healthy.raw.items():
-        tables[name], fits[name] = tail_table(name, raw, healthy.baseline, healthy.wider[name], days)
-    scored, tune_scored = healthy.comparable(tables), tune.comparable(tables)
+    tables, fits, scores = {}, {}, {}
+    for name, raw_N in healthy.raw.items():
+        scale = score_scale(name, healthy, params.levels, days)
+        scores[name] = scale.comparable(raw_N, healthy.baseline, healthy.code)
+        tables[name], fits[name] = tail_table(name, scores[name], days, scale)
+    tails, notes = TailTables(tables), []
+    rule = ensemble_rule(params.ensemble, tuple(healthy.raw))
+    if rule is not None:
+        statistic_N = crossed_statistic(rule, scores, rows.machine, days)
+        if statistic_N is None:
+            members = {name: tables[name].probability(scores[name]) for name in rule.members}
+            statistic_N = rule.statistic(members)
+            notes.append(f"The ensemble is calibrated on its members' own machines: fewer than {HALVES_MACHINES}.")
+        table, fits[ENSEMBLE] = tail_table(ENSEMBLE, statistic_N, days)
+        tails, scores[ENSEMBLE] = TailTables(tables, rule, table), statistic_N
+    scored = Scored(rows, scores, healthy.raw, healthy.baseline, healthy.code)
+    tune_scored = tune.comparable(tails)
     tune_rows = TuneRows.of(tune.rows, policy)
     figures = {
-        name: calibrate_detector(
-            fits[name], scored.scores[name], rows, tune_rows, tune_scored.scores[name], params, seed
-        )
-        for name in tables
+        name: calibrate_detector(fits[name], scores[name], rows, tune_rows, tune_scored.scores[name], params, seed)
+        for name in tails.names
     }
-    notes = [*policy.notes, *_notes(len(rows), len(tune.rows), figures)]
-    return Calibration(tables, figures, policy, scored, notes)
+    notes += [*policy.notes, *_notes(len(rows), len(tune.rows), figures)]
+    return Calibration(tails, figures, policy, scored, notes)
+
+
+def ensemble_rule(params: EnsembleParams, detectors: tuple[str, ...]) -> EnsembleRule | None:
+    """The ensemble of those of its members that there are; None where there are fewer than two.
+
+    >>> ensemble_rule(EnsembleParams(), ("pca", "vae"))
+    EnsembleRule(members=('pca', 'vae'), agree=1)
+    """
+    members = tuple(name for name in params.members or detectors if name in detectors)
+    return EnsembleRule(members, min(params.agree, len(members))) if len(members) > 1 else None
 
 
 def _notes(rows: int, tune_rows: int, figures: Mapping[str, Any]) -> list[str]:
@@ -346,19 +293,10 @@ def _notes(rows: int, tune_rows: int, figures: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def scores_table(scored: Scored) -> pa.Table:
-    """Keys, role, label, failure and the comparable score of every detector."""
-    names = ["file", "row", "machine_id", "timestamp", "epoch", "role", "label", "failure_id"]
-    table = scored.rows.status.select(names).append_column("baseline", dictionary_column(scored.baseline, BASELINES))
-    for name, values in scored.scores.items():
-        table = table.append_column(f"score_{name}", pa.array(values))
-    return table
-
-
-def load_calibration(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, TailTable], dict[str, Any]]:
+def load_calibration(folder: Path, names: tuple[str, ...]) -> tuple[TailTables, dict[str, Any]]:
     """Tail tables and calibration.json."""
-    tables = {name: TailTable.load(folder / f"{name}.safetensors") for name in names}
-    return tables, read_json(folder / "calibration.json")
+    figures = read_json(folder / "calibration.json")
+    return load_tails(folder, names, figures), figures
 
 
 def main() -> None:
@@ -378,8 +316,7 @@ def main() -> None:
     healthy, tune = measured
     calibration = calibrate_measured(healthy, tune, params.calibrate, params.seed)
     with atomic_folder(root / "data/calibration") as folder:
-        for name, table in calibration.tables.items():
-            table.save(folder / f"{name}.safetensors")
+        calibration.tails.save(folder)
         write_json(folder / "calibration.json", calibration.to_json())
         write_table(folder / "scores.parquet", scores_table(calibration.healthy))
 

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.alerts import AlertPolicy
-from pipeline.calibrate import Scored, condition_column, load_calibration, load_detectors, score_rows, scores_table
+from pipeline.calibrate import load_calibration
 from pipeline.detectors import Detector, NeuralDetector
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.evidence import error_profile, evidence_table, history_mask
 from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, iso, judge
+from pipeline.measure import Scored, condition_column, load_detectors, score_rows, scores_table
 from pipeline.params import Params, load_params
 from pipeline.rows import Rows, has_role, load_rows
 from pipeline.schema import (
@@ -285,9 +286,9 @@ def main() -> None:
     detectors = load_detectors(root, params.detectors, params.train.device)
     column = condition_column(detectors)
     rows = load_rows(raw, split, selected, fleet.bins, column)
-    tables, calibrated = load_calibration(root / "data/calibration", params.detectors)
+    tails, calibrated = load_calibration(root / "data/calibration", params.detectors)
     print(f"progress evaluate: {len(rows):,} test rows", flush=True)
-    scored = score_rows(detectors, rows, tables)
+    scored = score_rows(detectors, rows, tails)
     calibration = load_calibration_rows(root, rows.machines)
     failures = read_table(raw / "failures.parquet", schema=FAILURE_SCHEMA)
     truth = read_truth(raw, params.evaluate.use_truth)
@@ -296,7 +297,7 @@ def main() -> None:
     judgement.figures["notes"] += calibrated["notes"]
     with atomic_folder(root / "data/evaluation") as folder:
         history = load_history(raw, split, judgement, fleet, column)
-        drawn = pictures(detectors[params.release.detector], scored, history, judgement, fleet)
+        drawn = pictures(detectors[params.explaining_detector], scored, history, judgement, fleet)
         write_evaluation(folder, judgement, scores_table(scored), drawn)
     write_json(root / "metrics/evaluation.json", judgement.figures)
 

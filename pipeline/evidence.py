@@ -162,7 +162,7 @@ def evidence_table(detector: Detector, rows: Rows, history: Rows, judgement: Jud
         entry = {"failure_id": event["failure_id"], "begin_us": begin, "end_us": end}
         entry["error_TC"] = error_over_time(detector, rows, shown, begin, end, heat).ravel()
         entry |= {"heat_bands": heat.names, "spectrum_bands": spectrum.names}
-        entry |= _spectra_at(detector, rows, shown, usual, _alert_of(event, detector.name, judgement), spectrum, fleet)
+        entry |= _spectra_at(detector, rows, shown, usual, _alert_of(event, judgement), spectrum, fleet)
         found.append(entry)
     return pa.Table.from_pylist(found, schema=EVIDENCE_SCHEMA)
 
@@ -193,12 +193,12 @@ def _explained(detector: Detector, rows: Rows, index_N: IntN) -> FloatN:
     return detector.explain(rows.spectra[index_N], detector.baselines.codes(rows.keys.take(index_N)))
 
 
-def _alert_of(event: Mapping[str, Any], detector: str, judgement: Judgement) -> tuple[str, int | None]:
+def _alert_of(event: Mapping[str, Any], judgement: Judgement) -> tuple[str, int | None]:
     """Which alert stands for the failure: the page tier's, else the comparison's, else none."""
     lead = (judgement.figures.get("in_service") or {}).get("caught", {}).get(event["failure_id"])
     if lead is not None:
         return "page", to_us(event["time"]) - int(lead * MICROSECONDS_PER_HOUR)
-    first = event["detectors"].get(detector, {}).get("first_alert")
+    first = event["detectors"].get(judgement.figures["release_detector"], {}).get("first_alert")
     return ("comparison", to_us(first)) if first else ("last", None)
 
 

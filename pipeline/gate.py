@@ -10,6 +10,7 @@ from pipeline.alerts import Timeline
 from pipeline.errors import ContractError
 from pipeline.evaluate import events_of, label_codes
 from pipeline.judge import FAULTY, Event, outcome_at
+from pipeline.measure import score_rows
 from pipeline.release import Release
 from pipeline.rows import Rows, has_role, load_conditions, load_rows
 from pipeline.schema import FAILURE_SCHEMA, MAINTENANCE_SCHEMA, Role
@@ -80,10 +81,8 @@ def compare_releases(
 def figures_of(release: Release, rows: Rows, events: list[Event]) -> dict[str, Any]:
     """What a release's page tier does on rows with the epochs that it knows: failures caught, false pages, rates."""
     use_threads(int(release.manifest["threads"]))
-    detector, tail = release.detectors[release.detector], release.tails[release.detector]
-    code = detector.baselines.codes(rows.keys)
-    comparable = tail.comparable(detector.score(rows.spectra, code), detector.baselines.states(code))
-    exceeds = comparable > release.threshold("page")
+    scored = score_rows(release.deciding, rows, release.tails)
+    exceeds = scored.scores[release.detector] > release.threshold("page")
     line = Timeline.of(rows.machine, rows.time_us, release.policy)
     outcome = outcome_at(exceeds, line, events)
     healthy = label_codes(rows.column("label")) != FAULTY

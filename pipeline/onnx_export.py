@@ -36,7 +36,7 @@ from pipeline.errors import HearkenError, ReleaseError, UserError
 from pipeline.release import Release
 from pipeline.schema import BASELINES, Baseline, FloatN, FloatNF
 from pipeline.store import atomic_folder, write_json
-from pipeline.tails import TailTable
+from pipeline.tails import ScoreScale
 
 MODEL, DESCRIPTION = "scorer.onnx", "scorer.json"
 INPUTS, OUTPUTS = ("spectrum", "baseline_row"), ("score", "comparable")
@@ -51,10 +51,10 @@ class WholeScorer(nn.Module):
 
     Args:
         detector: fitted, on the CPU.
-        tail: what makes scores against a wider baseline comparable; None: they stay as they are.
+        scale: what makes scores against a wider baseline comparable; None: they stay as they are.
     """
 
-    def __init__(self, detector: Detector, tail: TailTable | None = None) -> None:
+    def __init__(self, detector: Detector, scale: ScoreScale | None = None) -> None:
         super().__init__()
         self.detector = detector
         for name, part in vars(detector).items():
@@ -65,9 +65,11 @@ class WholeScorer(nn.Module):
         self.tables = detector.baselines.tables(torch.device("cpu"))
         self.state_R = torch.from_numpy(detector.baselines.states(rows))
         self.matches: dict[Baseline, QuantileMatch] = {}
-        if tail is not None and len(tail.own_to):
-            self.matches[Baseline.FLEET] = QuantileMatch(tail.fleet_from, tail.own_to)
-            self.matches[Baseline.SHRUNK] = QuantileMatch(tail.shrunk_from, tail.own_to)
+        scale = scale or ScoreScale()
+        if len(scale.own_to):
+            self.matches[Baseline.FLEET] = QuantileMatch(scale.fleet_from, scale.own_to)
+            self.matches[Baseline.SHRUNK] = QuantileMatch(scale.shrunk_from, scale.own_to)
+        self.level_R = torch.from_numpy(scale.level.copy()) if len(scale.level) else None
 
     def forward(
         self, spectrum: torch.Tensor, baseline_row: torch.Tensor, tree_sums: torch.Tensor | None = None
@@ -89,6 +91,8 @@ class WholeScorer(nn.Module):
         comparable_N = score_N
         for baseline, match in self.matches.items():
             comparable_N = torch.where(self.state_R[row_N] == baseline.value, match(score_N), comparable_N)
+        if self.level_R is not None:
+            comparable_N = comparable_N / self.level_R[row_N]
         known_N = torch.where(usable_N, 0.0, torch.nan)
         scores = score_N.float() + known_N, comparable_N.float() + known_N
         return scores if tree_sums is None else (*scores, relative_NG[:, :-1])
@@ -116,7 +120,7 @@ class QuantileMatch(nn.Module):
         return torch.where(score_N > last, score_N * self.beyond, moved_N)
 
 
-def scorer_model(detector: Detector, *, tail: TailTable | None = None, release: str = "") -> onnx.ModelProto:
+def scorer_model(detector: Detector, *, scale: ScoreScale | None = None, release: str = "") -> onnx.ModelProto:
     """A fitted detector as an ONNX model; the same detector gives the same bytes.
 
     Inputs `spectrum` (N, F) float32 and `baseline_row` (N,) int64, outputs `score` and `comparable` (N,) float32.
@@ -128,7 +132,7 @@ def scorer_model(detector: Detector, *, tail: TailTable | None = None, release: 
     if size > LARGEST_FILE:
         got = f"{detector.name} with {size / 2**30:.1f} GiB of weights and baselines"
         raise ReleaseError(f"export: got {got}, expected below 2 GiB (the limit of ONNX files).")
-    model = _traced(WholeScorer(as_float32(detector), tail))
+    model = _traced(WholeScorer(as_float32(detector), scale))
     _forget_the_tracer(model.graph)
     model.producer_name, model.producer_version = "hearken", ""
     baselines = detector.baselines.to_json()
@@ -211,7 +215,7 @@ def export_release(release: Release, out: Path, names: Sequence[str] = ()) -> li
     with atomic_folder(out) as folder:
         for name in dict.fromkeys(names) or release.detectors:
             detector = release.detectors[name]
-            content = scorer_bytes(scorer_model(detector, tail=release.tails[name], release=release.id))
+            content = scorer_bytes(scorer_model(detector, scale=release.tails.table(name).scale, release=release.id))
             apart = compared(detector, content)
             place = Path(detector.name)  # one of the known names, whatever the release calls its member
             (folder / place).mkdir()
@@ -251,7 +255,7 @@ def description(release: Release, name: str, content: bytes) -> dict[str, Any]:
             "comparable": {
                 "type": "float32",
                 "shape": ["N"],
-                "meaning": "the score on the scale of a machine's own baseline; compare it with the thresholds",
+                "meaning": "the score on the fleet's scale, whatever baseline; compare it with the thresholds",
             },
         },
         "tiers": {

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import ParamsError
+from pipeline.schema import ENSEMBLE
 from pipeline.yaml_model import checked_model
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -53,6 +54,7 @@ def _known_detector(name: str) -> str:
 
 
 DetectorName = Annotated[str, AfterValidator(_known_detector)]
+ScoreName = Annotated[str, AfterValidator(lambda name: name if name == ENSEMBLE else _known_detector(name))]
 
 
 class Section(BaseModel):
@@ -356,6 +358,13 @@ class PolicyParams(Section):
         return self
 
 
+class EnsembleParams(Section):
+    """What several detectors say of a row together; there is one as soon as there are two members."""
+
+    members: tuple[DetectorName, ...] | None = None  # None: all detectors
+    agree: Annotated[int, Field(ge=1, le=16)] = 1  # members that must find a row as rare as the score says
+
+
 class CalibrateParams(Section):
     """Tiers as percentiles of healthy calibration scores, and the alert policy."""
 
@@ -363,6 +372,8 @@ class CalibrateParams(Section):
     page_percentile: Percentile = 99.95  # with fewer than 20,000 rows (ten above it) from a tail fitted to the largest
     draws: Annotated[int, Field(ge=50, le=10_000)] = 500  # of machines, for the intervals
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9  # of the intervals
+    levels: Literal["fleet", "condition", "machine"] = "machine"  # whose healthy scores are brought to one level
+    ensemble: EnsembleParams = EnsembleParams()
     policy: PolicyParams = PolicyParams()
 
     @model_validator(mode="after")
@@ -384,7 +395,7 @@ class EvaluateParams(Section):
 class ReleaseParams(Section):
     """What goes into service."""
 
-    detector: DetectorName = "autoencoder"  # its tiers raise alerts
+    detector: ScoreName = "autoencoder"  # its tiers raise alerts; or ensemble
     reference_rows: Annotated[int, Field(ge=100, le=200_000)] = 6000
 
 
@@ -446,11 +457,30 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _release_detector_is_trained(self) -> Params:
-        if self.release.detector not in self.detectors:
-            raise ValueError(f"got release.detector={self.release.detector}, expected one of detectors")
+        if self.release.detector not in (*self.detectors, ENSEMBLE):
+            raise ValueError(f"got release.detector={self.release.detector}, expected one of detectors, or {ENSEMBLE}")
+        members = self.calibrate.ensemble.members or self.detectors
+        strange = [name for name in members if name not in self.detectors]
+        if strange:
+            raise ValueError(f"got calibrate.ensemble.members={list(members)}, expected some of detectors")
+        if self.release.detector == ENSEMBLE and len(set(members)) < 2:
+            raise ValueError(f"got release.detector={ENSEMBLE} of {len(set(members))}, expected at least 2 members")
+        if self.calibrate.ensemble.agree > len(members):
+            raise ValueError(f"got calibrate.ensemble.agree={self.calibrate.ensemble.agree} of {len(members)} members")
         if len(set(self.detectors)) != len(self.detectors):
             raise ValueError(f"got detectors={list(self.detectors)}, expected no detector twice")
         return self
+
+    @property
+    def explaining_detector(self) -> str:
+        """The detector whose reconstructions and shares of bins are shown: the release's own, or one of its ensemble.
+
+        Of those the first network, if there is one: networks reconstruct.
+        """
+        if self.release.detector != ENSEMBLE:
+            return self.release.detector
+        members = [name for name in self.calibrate.ensemble.members or self.detectors if name in self.detectors]
+        return next((name for name in members if name in NEURAL_DETECTORS), members[0])
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:

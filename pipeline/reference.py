@@ -12,14 +12,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.detectors import Detector
+from pipeline.ensemble import TailTables
+from pipeline.measure import score_rows
 from pipeline.rows import Rows
 from pipeline.schema import BASELINES, MACHINE, FloatNF, dictionary_column, time_column
-from pipeline.tails import TailTable
 
 BANDS = 8
 
 
-def reference_table(rows: Rows, detectors: Mapping[str, Detector], tails: Mapping[str, TailTable]) -> pa.Table:
+def reference_table(rows: Rows, detectors: Mapping[str, Detector], tails: TailTables) -> pa.Table:
     """machine_id, timestamp, baseline, then one float column per compared quantity.
 
     Rows whose machine, epoch or condition the release does not know well are described by a wider baseline, marked.
@@ -29,10 +30,9 @@ def reference_table(rows: Rows, detectors: Mapping[str, Detector], tails: Mappin
     code = first.baselines.codes(rows.keys)
     relative = first.relative(rows.spectra, code).cpu().numpy()
     columns = shape_columns(relative, rows.spectra)
-    for name, detector in detectors.items():
-        codes = detector.baselines.codes(rows.keys)
-        comparable = tails[name].comparable(detector.score(rows.spectra, codes), detector.baselines.states(codes))
-        columns[f"log_score_{name}"] = np.log(np.maximum(comparable, 1e-12))
+    scored = score_rows(detectors, rows, TailTables(tails.tables))
+    for name, comparable_N in scored.scores.items():
+        columns[f"log_score_{name}"] = np.log(np.maximum(comparable_N, 1e-12))
     table = pa.table(
         {
             "machine_id": pa.DictionaryArray.from_arrays(pa.array(rows.machine), pa.array(list(rows.machines))).cast(

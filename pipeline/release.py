@@ -17,14 +17,15 @@ import pyarrow as pa
 from pipeline.alerts import AlertPolicy
 from pipeline.detectors import Detector, choose_device, load_detector
 from pipeline.detectors.base import MANIFEST, WEIGHTS
+from pipeline.ensemble import TailTables, load_tails
 from pipeline.epochs import EpochStarts
 from pipeline.errors import ContractError, ReleaseError, run_reporting_errors
+from pipeline.measure import condition_column
 from pipeline.params import Params, load_params
 from pipeline.reference import reference_table
 from pipeline.rows import has_role, load_rows
-from pipeline.schema import MAINTENANCE_SCHEMA, FleetSpec, Role, load_fleet_spec, times_us
+from pipeline.schema import ENSEMBLE, MAINTENANCE_SCHEMA, FleetSpec, Role, load_fleet_spec, times_us
 from pipeline.store import atomic_folder, read_json, read_table, sha256_file, sha256_folder, write_json, write_table
-from pipeline.tails import TailTable
 
 ID_LENGTH = 16
 MANIFEST_PARAMS = ("seed", "detectors", "train", "calibrate", "release", "split")  # as dvc.yaml lists for this stage
@@ -38,20 +39,27 @@ class Release:
     id: str
     manifest: dict[str, Any]
     detectors: Mapping[str, Detector]
-    tails: Mapping[str, TailTable]
+    tails: TailTables
     calibration: dict[str, Any]
     epochs: EpochStarts
     fleet: FleetSpec
 
     @property
     def detector(self) -> str:
-        """The detector whose tiers raise alerts."""
+        """The detector whose tiers raise alerts, or `ensemble`."""
         return str(self.manifest["detector"])
+
+    @property
+    def deciding(self) -> Mapping[str, Detector]:
+        """The detectors whose scores decide on alerts: the release's own, or the members of the ensemble."""
+        rule = self.tails.rule
+        names = rule.members if self.detector == ENSEMBLE and rule is not None else (self.detector,)
+        return {name: self.detectors[name] for name in names}
 
     @property
     def condition_column(self) -> str | None:
         """The context column that names the condition of rows to score; None: conditions make no difference."""
-        return self.detectors[self.detector].condition_column
+        return condition_column(self.detectors)
 
     @property
     def policy(self) -> AlertPolicy:
@@ -104,14 +112,14 @@ def load_release(folder: Path | str, expected_id: str | None = None, device: str
                 raise ReleaseError(
                     f"release: got other bytes than its manifest says, expected {digest[:12]}…, in {path}."
                 )
-        names = tuple(manifest["members"])
+        names, calibration = tuple(manifest["members"]), read_json(folder / "calibration.json")
         return Release(
             folder=folder,
             id=found,
             manifest=manifest,
             detectors={name: load_detector(folder / "detectors" / name, choose_device(device)) for name in names},
-            tails={name: TailTable.load(folder / "tails" / f"{name}.safetensors") for name in names},
-            calibration=read_json(folder / "calibration.json"),
+            tails=load_tails(folder / "tails", names, calibration),
+            calibration=calibration,
             epochs=EpochStarts.from_json(read_json(folder / "epochs.json")),
             fleet=load_fleet_spec(folder / "fleet.yaml"),
         )
@@ -128,9 +136,11 @@ def build_release(root: Path, params: Params, folder: Path) -> None:
         target.mkdir(parents=True)
         for part in (WEIGHTS, MANIFEST):
             shutil.copyfile(root / "data/models" / name / part, target / part)
-        (folder / "tails").mkdir(exist_ok=True)
-        shutil.copyfile(root / f"data/calibration/{name}.safetensors", folder / f"tails/{name}.safetensors")
-    shutil.copyfile(root / "data/calibration/calibration.json", folder / "calibration.json")
+    calibration = read_json(root / "data/calibration/calibration.json")
+    tails = load_tails(root / "data/calibration", params.detectors, calibration)
+    (folder / "tails").mkdir(exist_ok=True)
+    tails.save(folder / "tails")
+    write_json(folder / "calibration.json", calibration)
     shutil.copyfile(raw / "fleet.yaml", folder / "fleet.yaml")
     maintenance = read_table(raw / "maintenance.parquet", schema=MAINTENANCE_SCHEMA)
     write_json(folder / "epochs.json", EpochStarts.of_log(maintenance, params.split.changed_at).to_json())
@@ -141,8 +151,7 @@ def build_release(root: Path, params: Params, folder: Path) -> None:
     picked = np.sort(rng.permutation(candidates)[: params.release.reference_rows])
     mask = np.zeros(len(selected), bool)
     mask[picked] = True
-    rows = load_rows(raw, split, mask, fleet.bins, detectors[params.release.detector].condition_column)
-    tails = {name: TailTable.load(folder / f"tails/{name}.safetensors") for name in params.detectors}
+    rows = load_rows(raw, split, mask, fleet.bins, condition_column(detectors))
     write_table(folder / "reference.parquet", reference_table(rows, detectors, tails))
     metrics = read_json(root / "metrics/evaluation.json")
     write_json(folder / MANIFEST, manifest_of(root, folder, params, split, metrics))
@@ -150,7 +159,7 @@ def build_release(root: Path, params: Params, folder: Path) -> None:
 
 def manifest_of(root: Path, folder: Path, params: Params, split: pa.Table, metrics: dict[str, Any]) -> dict[str, Any]:
     """What made the release; nothing that changes from one identical build to the next."""
-    device = read_json(root / "data/models" / params.release.detector / "history.json").get("device", "cpu")
+    histories = {name: read_json(root / f"data/models/{name}/history.json") for name in params.detectors}
     # a row with a wrong clock is quarantined; it must not hide the log entries of the years before it
     trusted = np.array(split["log_status"].cast(pa.string()).to_pylist()) != "quarantined"
     newest = int(times_us(split["timestamp"])[trusted].max())
@@ -175,8 +184,8 @@ def manifest_of(root: Path, folder: Path, params: Params, split: pa.Table, metri
         "files": files,
         "params": params.model_dump(mode="json", include=set(MANIFEST_PARAMS)),
         "seed": params.seed,
-        "precision": "float32",
-        "device": device,
+        "precision": {name: history["precision"] for name, history in histories.items()},
+        "device": histories[params.explaining_detector]["device"],
         "threads": params.train.threads,
         "batch_rows": params.train.score_batch_rows,
         "metrics": {"detectors": metrics["detectors"], "tiers": metrics["tiers"], "in_service": metrics["in_service"]},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.schema import BoolN, FloatNF, IntN, codes_and_names, times_us
 from pipeline.store import context_text, read_context, read_spectra
 
 ONE_CONDITION = ("",)
+PIECE_ROWS = 200_000  # spectra held at once, rounded up to whole day files
 Codes = npt.NDArray[np.integer[Any]]
 
 
@@ -92,11 +93,17 @@ def load_rows(
 
     Without a `condition_column` all rows are of one condition.
     """
+    rows = rows_without_spectra(data_set, status, selected_N, condition_column)
+    return replace(rows, spectra=read_spectra(data_set, status, selected_N, bins))
+
+
+def rows_without_spectra(data_set: Path, status: pa.Table, selected_N: BoolN, condition_column: str | None) -> Rows:
+    """As `load_rows`, with spectra of no bins: for what is read piece by piece."""
     kept = status.filter(pa.array(selected_N))
     machine, machines = codes_and_names(kept["machine_id"])
     condition, conditions = load_conditions(data_set, status, selected_N, condition_column)
     return Rows(
-        spectra=read_spectra(data_set, status, selected_N, bins),
+        spectra=np.empty((len(kept), 0), np.float32),
         machine=machine,
         machines=machines,
         epoch=kept["epoch"].to_numpy(),
@@ -105,6 +112,21 @@ def load_rows(
         time_us=times_us(kept["timestamp"]),
         status=kept,
     )
+
+
+def spectra_pieces(
+    data_set: Path, status: pa.Table, selected_N: BoolN, bins: int, piece_rows: int = PIECE_ROWS
+) -> Iterator[tuple[slice, FloatNF]]:
+    """The spectra of the selected rows in pieces of whole day files, each with its place among those rows."""
+    file_N, _ = codes_and_names(status["file"])
+    ends = [*(np.flatnonzero(np.diff(file_N)) + 1).tolist(), len(file_N)]
+    begin = done = 0
+    for end in ends:
+        rows = int(selected_N[begin:end].sum())
+        if rows >= piece_rows or (rows and end == len(file_N)):
+            part = read_spectra(data_set, status.slice(begin, end - begin), selected_N[begin:end], bins)
+            yield slice(done, done + rows), part
+            begin, done = end, done + rows
 
 
 def load_conditions(

@@ -358,10 +358,13 @@ CLEAN_SCHEMA = pa.schema(
 )
 
 
+ENSEMBLE = "ensemble"  # stands beside the names of detectors wherever there are scores
+
+
 def score_log_schema(members: Sequence[str]) -> pa.Schema:
     """A row per spectrum: score (float64, higher is more anomalous) and tail probability per member and ensemble."""
     fields = [*KEY_FIELDS, pa.field("epoch", pa.int32(), nullable=False), pa.field("baseline", TEXT)]
-    for member in (*members, "ensemble"):
+    for member in (*members, ENSEMBLE):
         fields += [pa.field(f"score_{member}", pa.float64()), pa.field(f"tail_{member}", pa.float64())]
     fields += [
         pa.field("tier", TEXT, nullable=False),  # none | low | page, of the release's own detector

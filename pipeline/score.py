@@ -6,6 +6,7 @@ The same rows get the same bits as in evaluation: the same detectors score them 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipeline.release import Release
 from pipeline.rows import RowKeys, conditions_of
 from pipeline.schema import (
     BASELINES,
+    ENSEMBLE,
     MACHINE,
     MAINTENANCE_SCHEMA,
     MICROSECONDS_PER_DAY,
@@ -161,45 +163,51 @@ def score_columns(
     """Score and tail columns per member and of the ensemble, tier codes, top bins; unusable rows get nulls."""
     rows, good = len(spectra_NF), np.flatnonzero(usable_N)
     clean = spectra_NF if len(good) == rows else spectra_NF[good]
-    clean_keys = keys.take(good)
+    baselines = next(iter(release.detectors.values())).baselines  # those of one build are all the same
+    code = baselines.codes(keys.take(good))
+    baseline = baselines.states(code)
+    raw = {name: detector.score(clean, code) for name, detector in release.detectors.items()}
+    comparable = release.tails.comparable(raw, baseline, code)
+    tails = release.tails.probabilities(comparable)
     columns: dict[str, pa.Array] = {}
-    tails: list[FloatN] = []
-    baseline = np.zeros(len(good), np.int8)
-    tier = np.zeros(len(good), np.int8)
-    for name, detector in release.detectors.items():
-        code = detector.baselines.codes(clean_keys)
-        baseline = detector.baselines.states(code)
-        raw = detector.score(clean, code)
-        comparable = release.tails[name].comparable(raw, baseline)
-        tail = release.tails[name].probability(comparable)
-        tails.append(tail)
-        columns[f"score_{name}"], columns[f"tail_{name}"] = _spread(raw, good, rows), _spread(tail, good, rows)
-        if name == release.detector:
-            for level, threshold_of in enumerate(TIERS, start=1):
-                tier[comparable > release.threshold(threshold_of)] = level
-    # the smallest tail probability, corrected for the number of members (Bonferroni)
-    ensemble = np.minimum(1.0, len(tails) * np.min(tails, axis=0)) if len(good) else np.empty(0)
-    columns["score_ensemble"] = _spread(-np.log10(ensemble), good, rows)
-    columns["tail_ensemble"] = _spread(ensemble, good, rows)
+    for name, values in raw.items():
+        columns[f"score_{name}"], columns[f"tail_{name}"] = (
+            _spread(values, good, rows),
+            _spread(tails[name], good, rows),
+        )
+    only = next(iter(release.detectors))  # a release of one detector has no ensemble, and says that one's tail again
+    together = tails[ENSEMBLE if ENSEMBLE in tails else only]
+    columns[f"score_{ENSEMBLE}"] = _spread(comparable.get(ENSEMBLE, -np.log10(together)), good, rows)
+    columns[f"tail_{ENSEMBLE}"] = _spread(together, good, rows)
     columns["baseline"] = dictionary_column(_full(baseline, good, rows, -1), BASELINES)
+    tier = np.zeros(len(good), np.int8)
+    for level, threshold_of in enumerate(TIERS, start=1):
+        tier[comparable[release.detector] > release.threshold(threshold_of)] = level
     full_tier = _full(tier, good, rows, 0)
-    return columns, full_tier, top_bins(release, clean, clean_keys, good, full_tier)
+    return columns, full_tier, top_bins(release, clean, code, tails, good, full_tier)
 
 
 def top_bins(
     release: Release,
     clean_MF: FloatNF,
-    keys: RowKeys,
+    code_M: np.ndarray,
+    tail_M: Mapping[str, FloatN],
     good_M: np.ndarray,
     tier_N: np.ndarray,
 ) -> pa.Array:
-    """The bins with the largest shares of the score, for rows from tier low on; null elsewhere."""
-    detector = release.detectors[release.detector]
+    """The bins with the largest shares of the score, for rows from tier low on; null elsewhere.
+
+    Of an ensemble those of the member that finds the row rarest.
+    """
     wanted = np.flatnonzero(tier_N[good_M] > 0)
     count = min(TOP_BINS, clean_MF.shape[1])
-    code = detector.baselines.codes(keys.take(wanted))
-    shares = detector.explain(clean_MF[wanted], code)
-    best = np.argsort(-shares, axis=1, kind="stable")[:, :count].astype(np.int32)
+    names = list(release.deciding)
+    loudest = np.argmin(np.stack([tail_M[name][wanted] for name in names]), axis=0)
+    best = np.empty((len(wanted), count), np.int32)
+    for place, name in enumerate(names):
+        mine = np.flatnonzero(loudest == place)
+        shares = release.detectors[name].explain(clean_MF[wanted[mine]], code_M[wanted[mine]])
+        best[mine] = np.argsort(-shares, axis=1, kind="stable")[:, :count]
     has = np.zeros(len(tier_N), bool)
     has[good_M[wanted]] = True
     offsets = np.r_[0, np.cumsum(has * count)].astype(np.int32)

@@ -21,17 +21,47 @@ from pipeline.schema import Baseline, FloatN
 KEPT_WHOLE = 20_000
 THINNED_TO = 4_000
 NO_QUANTILES: FloatN = np.empty(0)
-MATCHES = ("fleet_from", "shrunk_from", "own_to")
+SCALES = ("fleet_from", "shrunk_from", "own_to", "level")
 
 
 @dataclass(frozen=True)
-class TailTable:
-    """Calibration scores and how many calibration rows score at least as high as each.
+class ScoreScale:
+    """What brings scores to one scale, whichever baseline described their rows; empty: they stay as they are.
 
     `fleet_from`, `shrunk_from` and `own_to` are quantiles of the same rows' scores against the fleet's baseline,
     against their machine's as if it had just begun a new epoch, and against their own: a row without a baseline of its
     own is scored against a wider one, and its score brought to the scale of the others (quantile matching; beyond the
-    last quantile in proportion). Empty: scores stay as they are. Without a `tail` no probability is below 1 / (n + 1).
+    last quantile in proportion). Then scores are divided by `level` (R,), which says how high healthy rows score that
+    each row of the baseline table describes (see `levels`).
+    """
+
+    fleet_from: FloatN = field(default_factory=lambda: NO_QUANTILES)
+    shrunk_from: FloatN = field(default_factory=lambda: NO_QUANTILES)
+    own_to: FloatN = field(default_factory=lambda: NO_QUANTILES)
+    level: FloatN = field(default_factory=lambda: NO_QUANTILES)
+
+    def comparable(
+        self, scores_N: FloatN, baseline_N: npt.NDArray[np.integer], code_N: npt.NDArray[np.integer]
+    ) -> FloatN:
+        """Comparable scores (N,).
+
+        Args:
+            scores_N: as the detector gives them.
+            baseline_N: which `Baseline` described each row.
+            code_N: which row of the baseline table.
+        """
+        comparable_N = np.array(scores_N, np.float64)
+        for state, source in ((Baseline.FLEET, self.fleet_from), (Baseline.SHRUNK, self.shrunk_from)):
+            rows = np.flatnonzero(baseline_N == state)
+            comparable_N[rows] = match_quantiles(comparable_N[rows], source, self.own_to)
+        return comparable_N / self.level[code_N] if len(self.level) else comparable_N
+
+
+@dataclass(frozen=True)
+class TailTable:
+    """Comparable calibration scores and how many calibration rows score at least as high as each.
+
+    Without a `tail` no probability is below 1 / (n + 1).
 
     >>> table = TailTable.of(np.arange(99.0))
     >>> table.probability(np.array([-1.0, 98.0, 1e9])).tolist()
@@ -41,20 +71,11 @@ class TailTable:
     values: FloatN
     at_least: npt.NDArray[np.int64]
     rows: int
-    fleet_from: FloatN = field(default_factory=lambda: NO_QUANTILES)
-    shrunk_from: FloatN = field(default_factory=lambda: NO_QUANTILES)
-    own_to: FloatN = field(default_factory=lambda: NO_QUANTILES)
+    scale: ScoreScale = field(default_factory=ScoreScale)
     tail: ParetoTail | None = None
 
     @classmethod
-    def of(
-        cls,
-        scores_N: FloatN,
-        fleet_from: FloatN = NO_QUANTILES,
-        shrunk_from: FloatN = NO_QUANTILES,
-        own_to: FloatN = NO_QUANTILES,
-        tail: ParetoTail | None = None,
-    ) -> TailTable:
+    def of(cls, scores_N: FloatN, scale: ScoreScale | None = None, tail: ParetoTail | None = None) -> TailTable:
         """Make the table.
 
         Raises:
@@ -70,15 +91,7 @@ class TailTable:
         index = index[index < rows]
         values = ordered[index]
         at_least = rows - np.searchsorted(ordered, values, side="left")
-        return cls(values, at_least, rows, fleet_from, shrunk_from, own_to, tail)
-
-    def comparable(self, scores_N: FloatN, baseline_N: npt.NDArray[np.integer]) -> FloatN:
-        """Scores on one scale, whichever `Baseline` described the row."""
-        comparable_N = np.array(scores_N, np.float64)
-        for state, source in ((Baseline.FLEET, self.fleet_from), (Baseline.SHRUNK, self.shrunk_from)):
-            rows = np.flatnonzero(baseline_N == state)
-            comparable_N[rows] = match_quantiles(comparable_N[rows], source, self.own_to)
-        return comparable_N
+        return cls(values, at_least, rows, scale or ScoreScale(), tail)
 
     def probability(self, comparable_N: FloatN) -> FloatN:
         """Tail probabilities (N,): above 0, at most 1, falling as scores rise; between kept scores the larger one.
@@ -108,15 +121,15 @@ class TailTable:
         tail = [] if self.tail is None else astuple(self.tail)
         arrays = {"values": self.values, "at_least": self.at_least, "rows": np.array([self.rows])}
         arrays["tail"] = np.array(tail, np.float64)
-        save_file(arrays | {name: getattr(self, name) for name in MATCHES}, path)
+        save_file(arrays | {name: getattr(self.scale, name) for name in SCALES}, path)
 
     @classmethod
     def load(cls, path: Path) -> TailTable:
         """The inverse of `save`."""
         arrays = load_file(path)
-        matches = {name: arrays[name] for name in MATCHES}
+        scale = ScoreScale(*(arrays[name] for name in SCALES))
         tail = ParetoTail(*arrays["tail"].tolist()) if len(arrays["tail"]) else None
-        return cls(arrays["values"], arrays["at_least"], int(arrays["rows"][0]), tail=tail, **matches)
+        return cls(arrays["values"], arrays["at_least"], int(arrays["rows"][0]), scale, tail)
 
 
 def match_quantiles(scores_N: FloatN, source: FloatN, target: FloatN) -> FloatN:

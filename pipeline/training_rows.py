@@ -5,7 +5,6 @@ Shape legend: N rows of the roles train, validation and baseline, n rows of one 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ import torch
 from pipeline.engine.rows import fits_in_memory, scratch_array
 from pipeline.errors import ContractError
 from pipeline.params import TrainParams
-from pipeline.rows import RowKeys, Rows
-from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FloatNF, IntN, Role, codes_and_names
+from pipeline.rows import RowKeys, Rows, spectra_pieces
+from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FloatNF, IntN, Role
 from pipeline.store import read_spectra
 
 MIN_TRAINING_ROWS = 10
@@ -178,11 +177,6 @@ def read_bounded(data_set: Path, status: pa.Table, chosen_N: BoolN, bins: int, s
 def spooled(data_set: Path, status: pa.Table, chosen_N: BoolN, bins: int, scratch: Path) -> FloatNF:
     """As read_spectra, into the memory map of a scratch file; memory is that of one day file's rows."""
     spectra_NF = scratch_array(scratch, int(chosen_N.sum()), bins)
-    file_N, _ = codes_and_names(status["file"])
-    edges = [*np.flatnonzero(np.r_[True, file_N[1:] != file_N[:-1]]).tolist(), len(file_N)]
-    filled = 0
-    for begin, end in itertools.pairwise(edges):
-        part = read_spectra(data_set, status.slice(begin, end - begin), chosen_N[begin:end], bins)
-        spectra_NF[filled : filled + len(part)] = part
-        filled += len(part)
+    for place, part in spectra_pieces(data_set, status, chosen_N, bins, piece_rows=1):
+        spectra_NF[place] = part
     return spectra_NF

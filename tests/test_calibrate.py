@@ -10,19 +10,15 @@ import pytest
 
 from pipeline.calibrate import (
     Calibration,
-    Measured,
     calibrate,
     calibrate_measured,
-    condition_column,
     load_calibration,
-    load_detectors,
-    measure,
-    rows_without_spectra,
-    spectra_pieces,
 )
+from pipeline.detectors.baseline import fit_baselines
 from pipeline.errors import ContractError, ParamsError
+from pipeline.measure import Measured, condition_column, load_detectors, measure
 from pipeline.params import CalibrateParams, parse_params
-from pipeline.rows import Rows, has_role, load_rows
+from pipeline.rows import RowKeys, Rows, has_role, load_rows, rows_without_spectra, spectra_pieces
 from pipeline.schema import MICROSECONDS_PER_DAY, Role, load_fleet_spec
 from pipeline.store import read_table
 
@@ -44,7 +40,11 @@ def measured(scores: np.ndarray, machines: int = 20, rows_a_day: int = 24) -> Me
         time_us=np.arange(count) // machines * (MICROSECONDS_PER_DAY // rows_a_day),
         status=pa.table({"failure_id": pa.nulls(count, pa.string())}),
     )
-    return Measured(rows, {"pca": scores}, np.ones(count, bool), {"pca": np.empty(0)})
+    some = np.exp(np.random.default_rng(0).normal(size=(machines * 30, 3))).astype(np.float32)
+    told = RowKeys.of(rows.machines, np.arange(len(some)) % machines, np.zeros(len(some), int))
+    table = fit_baselines(some, told)
+    code = table.codes(rows.keys)
+    return Measured(rows, {"pca": scores}, table.states(code), code, {"pca": np.empty((0, 3))}, table)
 
 
 def calibrated(scores: np.ndarray, **changes: float) -> Calibration:
@@ -66,7 +66,7 @@ def test_what_is_counted_and_what_is_extrapolated_is_said(rng) -> None:
     assert "needs 20,000 calibration rows" in told[0]
     assert "there are 5,000: its threshold is extrapolated, Pareto tail (pca)" in told[0]
     # scores of the table and thresholds of the tiers mean the same
-    at_page = found.tables["pca"].probability(np.array([page["threshold"]]))[0]
+    at_page = found.tails.table("pca").probability(np.array([page["threshold"]]))[0]
     assert at_page == pytest.approx(5e-4, rel=1e-6)
 
 
@@ -127,10 +127,12 @@ def test_pieces_of_files_give_what_all_rows_at_once_give(built: Path) -> None:
     assert found.to_json() == at_once.to_json()
     for name in NAMES:
         np.testing.assert_array_equal(found.healthy.scores[name], at_once.healthy.scores[name])
-        np.testing.assert_array_equal(found.tables[name].fleet_from, at_once.tables[name].fleet_from)
-        assert found.tables[name].tail == at_once.tables[name].tail
+        here, there = found.tails.table(name), at_once.tails.table(name)
+        np.testing.assert_array_equal(here.scale.fleet_from, there.scale.fleet_from)
+        np.testing.assert_array_equal(here.scale.level, there.scale.level)
+        assert here.tail == there.tail
     tables, figures = load_calibration(built / "data/calibration", NAMES)
     for name in NAMES:
         page = figures["detectors"][name]["page"]
-        if page["basis"] != "rows" and tables[name].tail is not None:
-            assert tables[name].tail.score_at(5e-4) == pytest.approx(page["threshold"])
+        if page["basis"] != "rows" and tables.table(name).tail is not None:
+            assert tables.table(name).tail.score_at(5e-4) == pytest.approx(page["threshold"])

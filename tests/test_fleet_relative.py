@@ -15,7 +15,6 @@ from pipeline.detectors.baseline import BaselineTable
 from pipeline.detectors.fleet_relative import against_peers, factor_covariance, peers_of
 from pipeline.params import TrainParams
 from pipeline.rows import RowKeys
-from pipeline.schema import Baseline
 
 BINS, ROWS, CPU = 24, 120, torch.device("cpu")
 ILL, BROKEN = 5, slice(8, 13)
@@ -82,10 +81,9 @@ def test_the_false_rate_on_later_healthy_rows_is_what_was_calibrated() -> None:
     code = each.baselines.codes(keys)
     assert not each.matched, "scores do not depend on a machine's own baseline: there is nothing to match"
     score, days = each.score(spectra, code), keys.machine_N.astype(np.int64)
-    table, _ = tail_table(each.name, score, each.baselines.states(code), np.empty((0, 3)), days)
+    table, _ = tail_table(each.name, score, days)
     later, same = rows_of(20, 4)
-    state = np.full(len(same), Baseline.OWN)
-    tail = table.probability(table.comparable(each.score(later, each.baselines.codes(same)), state))
+    tail = table.probability(each.score(later, each.baselines.codes(same)))
     healthy = same.machine_N != ILL
     assert (tail[healthy] < 0.01).mean() < 0.01
     assert np.median(tail[~healthy]) < 0.05

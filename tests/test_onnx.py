@@ -38,7 +38,7 @@ from pipeline.rows import RowKeys
 from pipeline.schema import Baseline, FleetSpec, LimitSpec
 from pipeline.score import score_data_set
 from pipeline.store import read_table
-from pipeline.tails import TailTable
+from pipeline.tails import ScoreScale
 
 BINS, CPU = 16, torch.device("cpu")
 MACHINES = ["../a", 'b"\\\x1b[2J', "насос\u202e\x00"]
@@ -51,11 +51,11 @@ QUICK = {"score_batch_rows": 256, "autoencoder": NETWORK, "vae": NETWORK, "isola
 
 @dataclass(frozen=True)
 class Example:
-    """A fitted detector, its file, the match of its tail table, and rows to score."""
+    """A fitted detector, its file, the scale of its scores, and rows to score."""
 
     detector: Detector
     content: bytes
-    tail: TailTable
+    scale: ScoreScale
     spectra: np.ndarray
     row: np.ndarray
 
@@ -94,9 +94,10 @@ def example_of(name: str, examples: dict[str, Example]) -> Example:
         detector, spectra, row = fitted(name)
         scores = detector.score(spectra, row)
         percentiles = np.linspace(0, 99.8, 30)
-        tail = TailTable.of(scores, *(np.percentile(scores * factor, percentiles) for factor in (0.3, 0.6, 1)))
-        content = scorer_bytes(scorer_model(detector, tail=tail, release="0123456789abcdef"))
-        examples[name] = Example(detector, content, tail, spectra, row)
+        level = np.linspace(0.5, 2, len(detector.baselines.location))
+        scale = ScoreScale(*(np.percentile(scores * factor, percentiles) for factor in (0.3, 0.6, 1)), level)
+        content = scorer_bytes(scorer_model(detector, scale=scale, release="0123456789abcdef"))
+        examples[name] = Example(detector, content, scale, spectra, row)
     return examples[name]
 
 
@@ -119,7 +120,7 @@ def test_any_number_of_rows_scores_as_in_torch(example: Example, rows: int) -> N
     score, comparable = run_scorer(example.session, spectra, row)
     assert_same_scores(score, expected)
     states = example.detector.baselines.states(row)
-    assert_same_scores(comparable, example.tail.comparable(expected, states))
+    assert_same_scores(comparable, example.scale.comparable(expected, states, row))
 
 
 def test_every_baseline_and_the_far_ends_of_a_spectrum(example: Example) -> None:
@@ -132,7 +133,7 @@ def test_every_baseline_and_the_far_ends_of_a_spectrum(example: Example) -> None
     expected = example.detector.score(spectra, row)
     score, comparable = run_scorer(example.session, spectra, row)
     assert_same_scores(score, expected)
-    assert_same_scores(comparable, example.tail.comparable(expected, example.detector.baselines.states(row)))
+    assert_same_scores(comparable, example.scale.comparable(expected, example.detector.baselines.states(row), row))
 
 
 def test_a_spectrum_that_is_none_scores_nan_and_its_neighbours_do_not(example: Example) -> None:
@@ -181,7 +182,7 @@ def test_a_second_export_gives_the_same_bytes_and_says_nothing(
     logger.setLevel(logging.INFO)
     capfd.readouterr()
     try:
-        second = scorer_bytes(scorer_model(fitted(name)[0], tail=first.tail, release="0123456789abcdef"))
+        second = scorer_bytes(scorer_model(fitted(name)[0], scale=first.scale, release="0123456789abcdef"))
         assert logger.level == logging.INFO
     finally:
         logger.setLevel(logging.NOTSET)
@@ -290,7 +291,8 @@ def test_a_device_alarms_on_the_rows_that_the_release_alarms_on(
         score, comparable = run_scorer(open_scorer(exported / name / MODEL), spectra, rows_of(told, log))
         states = np.array([Baseline[state.upper()] if state else 0 for state in log["baseline"].to_pylist()])
         in_release = log[f"score_{name}"].to_numpy(zero_copy_only=False)
-        in_release = release.tails[name].comparable(in_release, states)
+        baseline_row = rows_of(told, log).astype(np.int32)
+        in_release = release.tails.table(name).scale.comparable(in_release, states, baseline_row)
         usable = np.isfinite(in_release)
         np.testing.assert_array_equal(np.isnan(score), ~usable)
         closest = 1e-5 if told["precision"]["release"] == "float32" else 0.1

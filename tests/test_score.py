@@ -40,9 +40,10 @@ def test_service_and_evaluation_give_the_same_bits(built: Path, release: Release
     np.testing.assert_array_equal(both["epoch_evaluated"], both["epoch_service"])
     baseline = both["baseline_service"].map(BASELINES.index).to_numpy(dtype=int)
     assert {Baseline.SHRUNK, Baseline.OWN} <= set(baseline), "both kinds of baseline are needed here"
-    for name in release.manifest["members"]:
-        comparable = release.tails[name].comparable(both[f"score_{name}_service"].to_numpy(), baseline)
-        np.testing.assert_array_equal(both[f"score_{name}_evaluated"].to_numpy(), comparable)
+    for name in release.tails.names:
+        comparable = both[f"score_{name}_evaluated"].to_numpy()
+        np.testing.assert_array_equal(both[f"tail_{name}"], release.tails.table(name).probability(comparable))
+    np.testing.assert_array_equal(both["score_ensemble_evaluated"], both["score_ensemble_service"])
 
 
 def test_the_score_log_holds_every_row_once_with_tails_and_top_bins(release: Release, log: Path) -> None:

@@ -7,7 +7,7 @@ from pipeline.errors import ContractError
 from pipeline.intervals import rate_with_interval
 from pipeline.pareto import fit_tail
 from pipeline.schema import Baseline
-from pipeline.tails import KEPT_WHOLE, TailTable
+from pipeline.tails import KEPT_WHOLE, ScoreScale, TailTable
 
 
 def test_the_probability_is_the_conformal_rank(rng) -> None:
@@ -20,7 +20,8 @@ def test_the_probability_is_the_conformal_rank(rng) -> None:
 
 def test_a_thinned_table_is_exact_in_the_tail_and_never_too_small_below(rng, tmp_path: Path) -> None:
     scores = rng.normal(size=200_000)
-    table = TailTable.of(scores, np.array([0.0, 2.0]), np.array([0.0, 4.0]), np.array([0.0, 1.0]))
+    matches = np.array([0.0, 2.0]), np.array([0.0, 4.0]), np.array([0.0, 1.0])
+    table = TailTable.of(scores, ScoreScale(*matches, level=np.array([1.0, 2.0])))
     assert len(table.values) < KEPT_WHOLE + 5_000
     asked = np.r_[np.linspace(-5, 5, 2001), scores[:50]]
     exact = (1 + len(scores) - np.searchsorted(np.sort(scores), asked, side="left")) / (len(scores) + 1)
@@ -32,7 +33,8 @@ def test_a_thinned_table_is_exact_in_the_tail_and_never_too_small_below(rng, tmp
     table.save(tmp_path / "t.safetensors")
     again = TailTable.load(tmp_path / "t.safetensors")
     baselines = np.array([Baseline.OWN, Baseline.FLEET, Baseline.FLEET, Baseline.SHRUNK])
-    assert again.comparable(np.array([1.0, 1.0, 8.0, 8.0]), baselines).tolist() == [1.0, 0.5, 4.0, 2.0]
+    asked_scores, code = np.array([1.0, 1.0, 8.0, 8.0]), np.array([0, 0, 0, 1])
+    assert again.scale.comparable(asked_scores, baselines, code).tolist() == [1.0, 0.5, 4.0, 1.0]
     np.testing.assert_array_equal(again.probability(asked), found)
 
 
