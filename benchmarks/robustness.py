@@ -40,7 +40,7 @@ from pipeline.ensemble import TailTables
 from pipeline.evaluate import events_of, label_codes, truly_faulty
 from pipeline.judge import FAULTY, HEALTHY, Event, budget_threshold, outcome_at
 from pipeline.maintenance import failures_of
-from pipeline.measure import measure, score_rows
+from pipeline.measure import measure_rows, score_rows
 from pipeline.params import DirtParams, LogParams, Params, UpkeepParams, load_params
 from pipeline.rows import Rows, load_rows
 from pipeline.schema import (
@@ -190,8 +190,8 @@ class Calibrated:
 def calibrated(detector: Detector, plant: SimulatedPlant, params: Params) -> Calibrated:
     """The lowest threshold within the budget of false episodes, and the low tier's percentile."""
     rows, name = plant.calibration, detector.name
-    first = measure({name: detector}, rows, [(slice(0, len(rows)), rows.spectra)])
-    scale = score_scale(name, first, params.calibrate.levels, machine_days(rows))
+    first = measure_rows({name: detector}, rows)
+    scale = score_scale(name, first, params.calibrate.levels)
     scores = scale.comparable(first.raw[name], first.baseline, first.code)
     tail, _ = tail_table(name, scores, machine_days(rows), scale)
     interval_us = typical_interval_us(rows.machine, rows.time_us)

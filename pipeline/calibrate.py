@@ -16,7 +16,7 @@ from pipeline.ensemble import EnsembleRule, TailTables, load_tails
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.intervals import rate_with_interval
 from pipeline.levels import baseline_levels, group_levels
-from pipeline.measure import Measured, Scored, condition_column, load_detectors, measure, scores_table
+from pipeline.measure import Measured, Scored, condition_column, load_detectors, measure, measure_rows, scores_table
 from pipeline.params import CalibrateParams, EnsembleParams, load_params
 from pipeline.pareto import TailFit, fit_tail, rows_needed
 from pipeline.rows import Rows, has_role, rows_without_spectra, spectra_pieces
@@ -33,14 +33,13 @@ HALVES_MACHINES = 4  # fewer cannot calibrate an ensemble on other machines than
 BASES = {"pareto": "Pareto tail", "exponential": "exponential tail", "none": "largest scores"}  # of a threshold
 
 
-def score_scale(name: str, healthy: Measured, by: str, machine_day_N: IntN) -> ScoreScale:
+def score_scale(name: str, healthy: Measured, by: str) -> ScoreScale:
     """What brings a detector's scores to one scale: matches of wider baselines, then levels of machines or conditions.
 
     Args:
         name: of the detector.
         healthy: calibration rows.
-        by: `fleet`, `condition` or `machine`: whose levels.
-        machine_day_N: code of each row's machine and day.
+        by: whose levels: `fleet` (none), `condition` or `machine`.
     """
     raw_N, wider_M3 = healthy.raw[name], healthy.wider[name]
     _refuse_broken(name, raw_N, wider_M3)
@@ -50,11 +49,11 @@ def score_scale(name: str, healthy: Measured, by: str, machine_day_N: IntN) -> S
     if by == "fleet":
         return scale
     rows, comparable_N = healthy.rows, scale.comparable(raw_N, healthy.baseline, healthy.code)
-    if by == "machine":
-        levels, names = group_levels(comparable_N, rows.machine.astype(np.int64), machine_day_N), rows.machines
-    else:  # machines are the units of a condition
-        unit_N = rows.machine.astype(np.int64) * len(rows.conditions) + rows.condition
-        levels, names = group_levels(comparable_N, rows.condition.astype(np.int64), unit_N), rows.conditions
+    group_N, names, order_N = rows.machine, rows.machines, rows.time_us
+    if by == "condition":  # one machine after the other: its halves are different machines
+        group_N, names = rows.condition, rows.conditions
+        order_N = np.argsort(np.lexsort((rows.time_us, rows.machine)))
+    levels = group_levels(comparable_N, group_N.astype(np.int64), order_N)
     if not levels:
         return scale
     level_R = baseline_levels(healthy.baselines, by, names, levels)
@@ -220,8 +219,7 @@ def calibrate(
         params: section `calibrate`.
         seed: of the bootstrap.
     """
-    of_healthy, of_tune = (measure(detectors, rows, [(slice(0, len(rows)), rows.spectra)]) for rows in (healthy, tune))
-    return calibrate_measured(of_healthy, of_tune, params, seed)
+    return calibrate_measured(measure_rows(detectors, healthy), measure_rows(detectors, tune), params, seed)
 
 
 def calibrate_measured(healthy: Measured, tune: Measured, params: CalibrateParams, seed: int) -> Calibration:
@@ -235,7 +233,7 @@ def calibrate_measured(healthy: Measured, tune: Measured, params: CalibrateParam
     days = machine_days(rows)
     tables, fits, scores = {}, {}, {}
     for name, raw_N in healthy.raw.items():
-        scale = score_scale(name, healthy, params.levels, days)
+        scale = score_scale(name, healthy, params.levels)
         scores[name] = scale.comparable(raw_N, healthy.baseline, healthy.code)
         tables[name], fits[name] = tail_table(name, scores[name], days, scale)
     tails, notes = TailTables(tables), []

@@ -95,6 +95,11 @@ def measure(detectors: Mapping[str, Detector], rows: Rows, pieces: Pieces) -> Me
     return Measured(without, raw, state_N, code_N, matched, baselines)
 
 
+def measure_rows(detectors: Mapping[str, Detector], rows: Rows) -> Measured:
+    """As `measure`, of rows whose spectra are there."""
+    return measure(detectors, rows, [(slice(0, len(rows)), rows.spectra)])
+
+
 def score_rows(detectors: Mapping[str, Detector], rows: Rows, tails: TailTables) -> Scored:
     """Rows, whose spectra are there, with the comparable scores of every detector and of the ensemble."""
     baselines = next(iter(detectors.values())).baselines
