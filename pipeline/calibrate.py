@@ -127,17 +127,20 @@ def calibrate_detector(
     params: CalibrateParams,
     seed: int,
 ) -> dict[str, Any]:
-    """Threshold, interval of the rate it really has, what it rests on, and tune failures caught, for each tier."""
-    tiers: dict[str, Any] = {}
+    """Threshold, interval of the rate it really has, what it rests on, and tune failures caught.
+
+    For each tier, and under `percentiles` for each further percentile that the parameters ask for.
+    """
     blocks = (rows.machine, rows.time_us // MICROSECONDS_PER_DAY)
-    for tier, percentile in zip(TIERS, (params.low_percentile, params.page_percentile), strict=True):
+
+    def figures_at(percentile: float) -> dict[str, Any]:
         interval = rate_with_interval(
             comparable_N, blocks, comparable_N, blocks, percentile,
             draws=params.draws, confidence=params.confidence, seed=seed, tail=fit,
         )  # fmt: skip
         above = comparable_N > interval.threshold
         caught = tune.caught(tune_scores_M > interval.threshold)
-        tiers[tier] = {
+        return {
             "percentile": percentile,
             "threshold": interval.threshold,
             "rate_low": interval.low,
@@ -150,6 +153,10 @@ def calibrate_detector(
             "machine_days_above": len(np.unique(machine_days(rows)[above])),
             "basis": "rows" if interval.tail is None else BASES[interval.tail.kind],
         }
+
+    asked = (params.low_percentile, params.page_percentile)
+    tiers: dict[str, Any] = {tier: figures_at(percentile) for tier, percentile in zip(TIERS, asked, strict=True)}
+    tiers["percentiles"] = [figures_at(percentile) for percentile in sorted(params.more_percentiles)]
     return tiers | {"rows": len(comparable_N), "tail": fit.to_json()}
 
 

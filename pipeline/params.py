@@ -370,6 +370,7 @@ class CalibrateParams(Section):
 
     low_percentile: Percentile = 99.5
     page_percentile: Percentile = 99.95  # with fewer than 20,000 rows (ten above it) from a tail fitted to the largest
+    more_percentiles: Annotated[tuple[Percentile, ...], Field(max_length=20)] = ()  # told beside the tiers
     draws: Annotated[int, Field(ge=50, le=10_000)] = 500  # of machines, for the intervals
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9  # of the intervals
     levels: Literal["fleet", "condition", "machine"] = "fleet"  # whose healthy scores are brought to one level

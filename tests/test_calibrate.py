@@ -47,7 +47,7 @@ def measured(scores: np.ndarray, machines: int = 20, rows_a_day: int = 24) -> Me
     return Measured(rows, {"pca": scores}, table.states(code), code, {"pca": np.empty((0, 3))}, table)
 
 
-def calibrated(scores: np.ndarray, **changes: float) -> Calibration:
+def calibrated(scores: np.ndarray, **changes: object) -> Calibration:
     params = CalibrateParams.model_validate({"draws": 60, **changes})
     return calibrate_measured(measured(scores), measured(np.empty(0)), params, 0)
 
@@ -74,6 +74,15 @@ def test_any_percentile_is_a_tier(rng) -> None:
     found = calibrated(rng.exponential(size=5000), low_percentile=90.0, page_percentile=99.9999)
     assert found.detectors["pca"]["low"]["threshold"] == pytest.approx(-np.log(0.1), abs=0.2)
     assert found.detectors["pca"]["page"]["threshold"] == pytest.approx(-np.log(1e-6), abs=4)
+
+
+def test_further_percentiles_are_told_in_order(rng) -> None:
+    found = calibrated(rng.exponential(size=5000), more_percentiles=[99.9, 98.0])
+    told = found.detectors["pca"]["percentiles"]
+    assert [one["percentile"] for one in told] == [98.0, 99.9]
+    assert told[0]["threshold"] == pytest.approx(-np.log(0.02), abs=0.2)
+    assert told[0]["rate_low"] < 0.02 < told[0]["rate_high"]
+    assert [one["basis"] for one in told] == ["rows", "Pareto tail"]
 
 
 @pytest.mark.parametrize("percentile", [50, 100, 101, 20])
