@@ -240,6 +240,7 @@ class NetworkParams(Section):
     loss: Literal["mse", "huber", "gaussian", "bce"] = "mse"  # gaussian: with a learned variance of each bin
     noise: NoiseParams = NoiseParams()
     residual: Literal["weighted", "mean_squared"] = "weighted"  # by the healthy residual variance of each bin
+    code_distance: Literal["auto", "mahalanobis", "neighbours"] = "auto"  # auto: neighbours for kind `features`
     score: str = "combined"
     restarts: Annotated[int, Field(ge=0, le=10)] = 2  # at most, from other seeds, where a code is dead
     optimiser: OptimiserParams = OptimiserParams()

@@ -44,6 +44,7 @@ def codes(x: np.ndarray) -> np.ndarray:
 
 def make(name: str, bins: int = BINS, **settings: Any) -> NeuralDetector:
     small = {"architecture": "dense", "layers": [12], "latent": LOADS, "channels": [4, 8], "optimiser": QUICK}
+    small["code_distance"] = "mahalanobis"
     if name == "vae":
         return VaeDetector(plain_baselines(bins), 64, CPU, params=VaeParams.model_validate(small | settings))
     return AutoencoderDetector(
@@ -432,3 +433,38 @@ class TestBadInput:
         save_file(wide | mixed, tmp_path / "wide/weights.safetensors")
         with pytest.raises(ReleaseError, match="wide"):
             load_detector(tmp_path / "wide")
+
+
+class TestNeighbours:
+    """Codes in two clouds: what lies between them is far from both, and near their mean."""
+
+    @pytest.fixture
+    def clouds(self) -> np.ndarray:
+        rng = np.random.default_rng(5)
+        side = np.where(np.arange(1500) % 2 == 0, 4.0, -4.0)[:, None]
+        return (side * np.linspace(0.5, 1.0, 8) + 0.3 * rng.normal(size=(1500, 8))).astype(np.float32)
+
+    def fitted(self, clouds: np.ndarray, code_distance: str, score: str) -> NeuralDetector:
+        layers = {"architecture": "dense", "layers": (16,), "latent": 2, "activation": "identity"}
+        detector = make("autoencoder", 8, code_distance=code_distance, score=score, optimiser=LONG, **layers)
+        detector.fit(
+            TrainingRows(clouds[:1000], codes(clouds[:1000]), clouds[1000:], codes(clouds[1000:])), Fitting(1, CPU)
+        )
+        return detector
+
+    @pytest.mark.parametrize(("code_distance", "heard"), [("neighbours", True), ("auto", True), ("mahalanobis", False)])
+    def test_only_neighbours_hear_what_lies_between_two_clouds(
+        self, clouds: np.ndarray, code_distance: str, heard: bool
+    ) -> None:
+        detector = self.fitted(clouds, code_distance, "latent")
+        between = np.zeros((1, 8), np.float32)
+        usual = np.percentile(detector.score(clouds[1000:], codes(clouds[1000:])), 99)
+        assert (detector.score(between, codes(between))[0] > usual) == heard
+
+    def test_shares_sum_to_the_score_and_both_come_back_from_disk(self, clouds: np.ndarray, tmp_path: Path) -> None:
+        detector = self.fitted(clouds, "neighbours", "combined")
+        rows = np.concatenate([clouds[:50], clouds[:50] * 3])
+        score = detector.score(rows, codes(rows))
+        np.testing.assert_allclose(detector.explain(rows, codes(rows)).sum(1), score, rtol=1e-6)
+        detector.save(tmp_path)
+        np.testing.assert_array_equal(load_detector(tmp_path, CPU).score(rows, codes(rows)), score)

@@ -15,6 +15,7 @@ import torch
 from pipeline.schema import FloatN
 
 LEAST_VARIANCE = 1e-6  # of a direction of the codes, as a share of the mean one: beyond it is rounding
+NEIGHBOURS = 5
 LEAST_RESIDUAL = 0.05  # variance of a bin, as a share of the mean one: no bin counts more than 20 times another
 HEALTHY_SHARES = (0.5, 0.1, 0.01)  # of healthy rows that lie beyond the knots of a tail
 
@@ -54,6 +55,21 @@ class Tail:
             result_B = result_B + slope * (values_B.clamp(max=knot) - low).clamp(min=0.0)
             low, rarity = knot, -math.log(share)
         return result_B + slope * (values_B - low).clamp(min=0.0)
+
+
+def nearest_codes(white_BL: torch.Tensor, near_KL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squared distance (B,) from the NEIGHBOURS nearest of some codes, and the place of the nearest (B,).
+
+    Distances to neighbours (Ramaswamy, Rastogi and Shim, SIGMOD 2000) take no shape for granted: healthy codes may lie
+    in several clouds, with nothing usual between them.
+
+    >>> near = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
+    >>> [value.tolist() for value in nearest_codes(torch.tensor([[0.0, 2.0]]), near[:2])]
+    [[2.5], [1]]
+    """
+    squared_BK = white_BL.square().sum(1, keepdim=True) + near_KL.square().sum(1) - 2.0 * white_BL @ near_KL.T
+    nearest = squared_BK.clamp_min(0.0).topk(min(NEIGHBOURS, len(near_KL)), dim=1, largest=False)
+    return nearest.values.mean(1), nearest.indices[:, 0]
 
 
 def code_statistics(codes_NL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ Shape legend: N rows, B rows of a batch, F bins, G = F + 1 features, L latent.
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from pipeline.detectors.base import Arrays, Detector, Fitting, TrainingRows
 from pipeline.detectors.baseline import BaselineTable
-from pipeline.detectors.latent import Tail, code_statistics, residual_variance
+from pipeline.detectors.latent import Tail, code_statistics, nearest_codes, residual_variance
 from pipeline.detectors.networks import make_layers, use_dense_convolutions
 from pipeline.detectors.objectives import BIN_LOG_VARIANCE, INPUT_LIMIT, bounded
 from pipeline.engine import FeatureRows, autocast, train_network
@@ -27,6 +28,7 @@ PROBE_ROWS = 1024  # spread over the training rows: they tell whether a code is 
 FIRST_EPOCHS = 3  # after which a dead network is given up
 ROUNDING = 1e-6  # of float32: codes or outputs that differ by less are the same for all rows
 CODE_ROWS = 1_000_000  # spread over the training rows: a covariance of more changes in the fourth digit
+NEAR_CODES = 2000  # of training rows, that a row is held against where neighbours count
 MIN_HEALTHY = 100  # validation rows that alone say what residuals and distances are usual
 SEED_STEP = 1_000_003  # from one try to the next
 VARIANCE_PACE = 5.0  # log variances are larger than weights, and in a few hundred small steps they would not arrive
@@ -67,9 +69,10 @@ class NeuralDetector(Detector):
 
     Scores (`score`): `residual`, the mean over the bins of the squared residual, each in units of its healthy variance
     (`residual: weighted`; a bin that the network explains badly on healthy rows says little) or as it is
-    (`mean_squared`); `latent`, the squared Mahalanobis distance of the code; `combined`, the larger of both in the unit
-    in which they can be compared: minus the log of the share of healthy rows beyond (the smallest tail probability
-    decides, Tippett's method). The residual alone misses a fault that moves along the learned surface.
+    (`mean_squared`); `latent`, the squared Mahalanobis distance of the code from the mean, or from the nearest codes of
+    healthy rows (`code_distance`); `combined`, the larger of both in the unit in which they can be compared: minus the
+    log of the share of healthy rows beyond (the smallest tail probability decides, Tippett's method). The residual
+    alone misses a fault that moves along the learned surface.
     """
 
     network: Network
@@ -225,6 +228,9 @@ class NeuralDetector(Detector):
         codes_NL = torch.cat([self.code(part[::step]) for part in train.parts()])
         mean_L, root_LL = code_statistics(codes_NL)
         self._statistics = {"latent_mean": mean_L, "latent_root": root_LL}
+        if self._by_neighbours:
+            spread = torch.linspace(0, len(codes_NL) - 1, min(NEAR_CODES, len(codes_NL)), dtype=torch.float64)
+            self._statistics["neighbours"] = codes_NL[spread.long().to(codes_NL.device)].float()
         if self.params.residual == "weighted":
             residuals = (part - self.decode(self.code(part)) for part in healthy_NF.split(PART_ROWS))
             self._statistics["residual_variance"] = residual_variance(residuals, self.baselines.bins, INPUT_LIMIT)
@@ -236,6 +242,12 @@ class NeuralDetector(Detector):
         self._tails = {name: Tail.of(torch.cat(of).double().cpu().numpy()) for name, of in values.items()}
         return self._code_facts(codes_NL)
 
+    @property
+    def _by_neighbours(self) -> bool:
+        """Spectra are described relative to their machine and condition, and have one cloud of codes; features many."""
+        asked = self.params.code_distance
+        return asked == "neighbours" or (asked == "auto" and not self.baselines.log)
+
     def _code_facts(self, codes_NL: torch.Tensor) -> dict[str, Any]:  # noqa: ARG002  (a network may have none)
         """What the history tells of the codes of training rows."""
         return {}
@@ -245,9 +257,26 @@ class NeuralDetector(Detector):
         code_BL = self.code(x_BF)
         output_BF = self.decode(code_BL)
         residual_BF = self._residual(x_BF, output_BF).div_(self.baselines.bins)
-        # double: autocast leaves it alone
-        away_BL = (code_BL.double() - self._statistics["latent_mean"]) @ self._statistics["latent_root"]
-        return Evidence(residual_BF, away_BL.square().sum(1), output_BF)
+        away_BL = self._whitened(code_BL)
+        if "neighbours" not in self._statistics:
+            return Evidence(residual_BF, away_BL.square().sum(1), output_BF)
+        with torch.autocast(self.device.type, enabled=False) if self.precision != "float32" else nullcontext():
+            distance_B, _ = nearest_codes(away_BL.float(), self._whitened(self._statistics["neighbours"]).float())
+        return Evidence(residual_BF, distance_B, output_BF)
+
+    def _whitened(self, code_BL: torch.Tensor) -> torch.Tensor:
+        """Codes in the metric in which those of healthy rows have variance 1 in all directions, float64."""
+        away_BL: torch.Tensor = (code_BL.double() - self._statistics["latent_mean"]) @ self._statistics["latent_root"]
+        return away_BL
+
+    def _usual(self, x_BF: torch.Tensor) -> torch.Tensor:
+        """What the output would be of a usual code: the mean one (1, F), or the nearest of healthy rows (B, F)."""
+        if "neighbours" not in self._statistics:
+            return self.decode(self._statistics["latent_mean"][None].float())
+        near_KL = self._statistics["neighbours"]
+        with torch.autocast(self.device.type, enabled=False):
+            _, place_B = nearest_codes(self._whitened(self.code(x_BF)).float(), self._whitened(near_KL).float())
+        return self.decode(near_KL[place_B])
 
     def _residual(self, x_BF: torch.Tensor, output_BF: torch.Tensor) -> torch.Tensor:
         """Squared residuals (B, F) whose mean over the bins is the residual's score."""
@@ -275,10 +304,10 @@ class NeuralDetector(Detector):
 
     def explain_batch(self, spectra_BF: torch.Tensor, relative_BG: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Shares per bin: the residual's by the bins' own; the code's by how far it moves the output from the usual."""
-        evidence = self.evidence(relative_BG[:, :-1])
+        x_BF = relative_BG[:, :-1]
+        evidence = self.evidence(x_BF)
         residual_B, latent_B = self._parts_of_score(evidence)
-        usual_F = self.decode(self._statistics["latent_mean"][None].float())[0]
-        moved_BF = (evidence.output_BF - usual_F).square()
+        moved_BF = (evidence.output_BF - self._usual(x_BF)).square()
         total: torch.Tensor = _shared(residual_B, evidence.residual_BF) + _shared(latent_B, moved_BF)
         return total
 
