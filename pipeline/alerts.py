@@ -1,92 +1,114 @@
-"""From exceedances to alerts: k of the last n rows of a machine, none older than a window, grouped into episodes.
+"""From exceedances to alert rows and episodes: k of the last n rows of a machine, no older than a window.
 
-All functions want rows sorted by machine, then time. Times are microseconds.
+`Timeline` and `Episodes` are the protocol's measure, by which detectors are compared; `policy_state` is what serves.
+
+Shape legend: N rows, E exceedances, A alert rows. All times are microseconds since 1970.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.params import PolicyParams
-from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, IntN
+from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, BoolN, IntN
 
 MINUTE = 60_000_000
+MachineN = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class AlertPolicy:
-    """Open after `k` of the last `n` rows no older than `window_us`; rows closer than `gap_us` are one episode."""
+    """Open after `k` of the last `n` rows no older than `window_us`; close after `gap_us` of quiet, then cool down."""
 
     k: int
     n: int
     window_us: int
     gap_us: int
+    cool_down_us: int = 0
+    no_data_us: int | None = None  # None: silence opens no alert
     notes: tuple[str, ...] = ()
 
     @classmethod
     def fitted_to(cls, params: PolicyParams, interval_us: int) -> AlertPolicy:
-        """The policy of params.yaml, its window and gap widened where the real cadence would leave them empty.
+        """The policy of params.yaml, its times widened where the real cadence would leave them empty.
 
-        >>> AlertPolicy.fitted_to(PolicyParams(k=3, n=5, window_minutes=60), 3_600_000_000).window_us // MINUTE
+        >>> policy = AlertPolicy.fitted_to(PolicyParams(k=3, n=5, window_minutes=60), 3_600_000_000)
+        >>> policy.window_us // MINUTE
         303
+        >>> policy.notes[0]
+        'window widened from 60 to 303 minutes: rows are 60 minutes apart, and it holds 2 of them, fewer than n=5'
         """
-        window, gap, notes = int(params.window_minutes * MINUTE), int(params.gap_minutes * MINUTE), []
-        needed = int(interval_us * params.n * 1.01)
+        notes = []
+        apart = f"rows are {interval_us / MINUTE:.4g} minutes apart"
+        window, needed = int(params.window_minutes * MINUTE), int(interval_us * params.n * 1.01)
         if window < needed:
-            notes.append(
-                f"window widened from {window / MINUTE:g} to {needed / MINUTE:g} minutes: rows are that far apart"
-            )
+            holds = window // max(1, interval_us) + 1
+            few = f", and it holds {holds} of them, fewer than n={params.n}" if holds < params.n else ""
+            notes.append(f"window widened from {window / MINUTE:g} to {needed / MINUTE:g} minutes: {apart}{few}")
             window = needed
-        needed = int(interval_us * 2.5)
+        gap, needed = int(params.gap_minutes * MINUTE), int(interval_us * 2.5)
         if gap < needed:
-            notes.append(
-                f"episode gap widened from {gap / MINUTE:g} to {needed / MINUTE:g} minutes: rows are that far apart"
-            )
+            notes.append(f"episode gap widened from {gap / MINUTE:g} to {needed / MINUTE:g} minutes: {apart}")
             gap = needed
-        return cls(params.k, params.n, window, gap, tuple(notes))
+        cool_down = int(params.cool_down_hours * MICROSECONDS_PER_HOUR)
+        if 0 < cool_down <= gap:
+            notes.append(f"cool-down of {cool_down / MINUTE:g} minutes never counts: the gap is {gap / MINUTE:g}")
+        no_data = None if params.no_data_hours is None else int(params.no_data_hours * MICROSECONDS_PER_HOUR)
+        if no_data is not None and no_data < needed:
+            notes.append(f"no-data time widened from {no_data / MINUTE:g} to {needed / MINUTE:g} minutes: {apart}")
+            no_data = needed
+        return cls(params.k, params.n, window, gap, cool_down, no_data, tuple(notes))
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, int | None]:
         """The numbers."""
-        return {"k": self.k, "n": self.n, "window_us": self.window_us, "gap_us": self.gap_us}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "notes"}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, int]) -> AlertPolicy:
-        """The inverse of `to_json`."""
-        return cls(values["k"], values["n"], values["window_us"], values["gap_us"])
+    def from_json(cls, values: Mapping[str, Any]) -> AlertPolicy:
+        """The inverse of `to_json`; a policy written before cool-down and no-data alerts has neither."""
+        numbers = (values["k"], values["n"], values["window_us"], values["gap_us"])
+        return cls(*numbers, values.get("cool_down_us", 0), values.get("no_data_us"))
+
+
+def enough_of_last(index_E: IntN, machine_E: MachineN, time_us_E: IntN, policy: AlertPolicy) -> BoolN:
+    """Which exceedances (E,) have k, themselves included, among the last n rows of their machine within the window.
+
+    Args:
+        index_E: positions of the exceedances among all rows, sorted by machine and time.
+        machine_E: their machines.
+        time_us_E: their times.
+        policy: k, n and the window.
+    """
+    enough_E = np.zeros(len(index_E), bool)
+    before = len(index_E) - policy.k + 1
+    if before > 0:
+        # the k-th last exceedance must be of the same machine, among its last n rows, and within the window
+        now = slice(policy.k - 1, None)
+        enough_E[now] = machine_E[now] == machine_E[:before]
+        enough_E[now] &= index_E[now] - index_E[:before] < policy.n
+        enough_E[now] &= time_us_E[now] - time_us_E[:before] <= policy.window_us
+    return enough_E
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Rows sorted by machine and time, with the window that the policy looks back on, computed once.
-
-    `order` sorts the caller's rows; `first` is the first row of each row's window.
-    """
+    """Rows sorted by machine and time; `order` sorts the caller's rows."""
 
     order: IntN
-    machine: npt.NDArray[np.int32]
+    machine: MachineN
     time_us: IntN
-    first: IntN
     policy: AlertPolicy
 
     @classmethod
-    def of(cls, machine_N: npt.NDArray[np.int32], time_us_N: IntN, policy: AlertPolicy) -> Timeline:
-        """Sort rows and find their windows, without a loop over rows."""
+    def of(cls, machine_N: MachineN, time_us_N: IntN, policy: AlertPolicy) -> Timeline:
+        """Sort rows."""
         order = np.lexsort((time_us_N, machine_N))
-        machine, time_us = machine_N[order], time_us_N[order]
-        index = np.arange(len(order))
-        starts = np.r_[True, machine[1:] != machine[:-1]] if len(order) else np.empty(0, bool)
-        machine_first = np.maximum.accumulate(np.where(starts, index, 0)) if len(order) else index
-        # one axis on which machines never meet: the window's start is found for all rows by one search
-        span = int(time_us.max() - time_us.min()) + policy.window_us + 1 if len(order) else 1
-        dense = np.cumsum(starts) - 1
-        axis = dense.astype(np.int64) * span + (time_us - (time_us.min() if len(order) else 0))
-        by_window = np.searchsorted(axis, axis - policy.window_us, side="left")
-        first = np.maximum(np.maximum(by_window, index - policy.n + 1), machine_first)
-        return cls(order, machine, time_us, first, policy)
+        return cls(order, machine_N[order], time_us_N[order], policy)
 
     def alert_rows(self, exceeds_N: BoolN) -> BoolN:
         """Rows (sorted) that exceed and have k exceedances in their window, themselves included.
@@ -96,20 +118,24 @@ class Timeline:
         >>> line.alert_rows(np.array([1, 0, 1, 1, 0], bool)).tolist()
         [False, False, True, False, False]
         """
-        exceeds = exceeds_N[self.order]
-        total = np.r_[0, np.cumsum(exceeds)]
-        return np.asarray(exceeds & (total[1:] - total[self.first] >= self.policy.k))
+        index = np.flatnonzero(exceeds_N[self.order])
+        alerts = np.zeros(len(self.order), bool)
+        alerts[index[enough_of_last(index, self.machine[index], self.time_us[index], self.policy)]] = True
+        return alerts
 
     def episodes(self, alert_rows_N: BoolN) -> Episodes:
         """Alert rows (sorted) of one machine closer than the gap, as episodes."""
         index = np.flatnonzero(alert_rows_N)
-        if not len(index):
-            return Episodes(index, index, self)
-        machine, time_us = self.machine[index], self.time_us[index]
-        new = np.r_[True, (machine[1:] != machine[:-1]) | (np.diff(time_us) > self.policy.gap_us)]
-        first = index[new]
-        last = index[np.r_[np.flatnonzero(new)[1:] - 1, len(index) - 1]]
-        return Episodes(first, last, self)
+        first, stop = chains(self.machine[index], self.time_us[index], self.policy.gap_us)
+        return Episodes(index[first], index[stop - 1], self)
+
+
+def chains(machine_A: MachineN, time_us_A: IntN, gap_us: int) -> tuple[IntN, IntN]:
+    """First and past-the-last position of each run of one machine's rows no more than the gap apart."""
+    new = np.ones(len(machine_A), bool)
+    new[1:] = (machine_A[1:] != machine_A[:-1]) | (np.diff(time_us_A) > gap_us)
+    first = np.flatnonzero(new)
+    return first, np.r_[first, len(machine_A)][1:]
 
 
 @dataclass(frozen=True)
@@ -124,7 +150,7 @@ class Episodes:
         return len(self.first)
 
     @property
-    def machine(self) -> npt.NDArray[np.int32]:
+    def machine(self) -> MachineN:
         """Machine code of each."""
         return self.line.machine[self.first]
 
@@ -143,7 +169,7 @@ class Episodes:
         return 1 + (self.closed_us - self.opened_us) // MICROSECONDS_PER_DAY
 
 
-def typical_interval_us(machine_N: npt.NDArray[np.int32], time_us_N: IntN) -> int:
+def typical_interval_us(machine_N: MachineN, time_us_N: IntN) -> int:
     """Median time between neighbouring rows of one machine (60 s where there are none)."""
     order = np.lexsort((time_us_N, machine_N))
     same = machine_N[order][1:] == machine_N[order][:-1]

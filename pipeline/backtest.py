@@ -27,7 +27,7 @@ from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgemen
 from pipeline.landing.frame import WideFrame, load_frame
 from pipeline.layout import SourceLayout
 from pipeline.measure import Scored, score_rows, scores_table
-from pipeline.params import DETECTOR_NAMES, Params
+from pipeline.params import DETECTOR_NAMES, ChoiceParams, Params
 from pipeline.report import ReportData, render_report
 from pipeline.rows import Rows, conditions_of
 from pipeline.schema import (
@@ -334,7 +334,7 @@ def run_fold(recording: Recording, role_N: np.ndarray, params: Params, say: Any)
         )
     healthy = take(recording, role_N, role_N == Role.CALIBRATION)
     nothing = take(recording, role_N, np.zeros(len(role_N), bool))
-    calibration = calibrate(detectors, healthy, nothing, params.calibrate, params.seed)
+    calibration = calibrate(detectors, healthy, nothing, params)
     is_test = role_N == Role.TEST
     scored = score_rows(detectors, take(recording, role_N, is_test, failure_ids(recording)), calibration.tails)
     names, counts = np.unique(role_N.astype(str), return_counts=True)
@@ -423,7 +423,7 @@ def judge_fold(
         fold.calibration.policy,
         release_detector=params.release.detector,
         evaluate=params.evaluate,
-        calibrate=params.calibrate,
+        calibrate=fold.calibration.choice.settings(params.calibrate),
         calendar=time != "relative",
         thresholds=thresholds,
         seed=params.seed,
@@ -443,6 +443,8 @@ def across_machines(recording: Recording, request: BacktestRequest, params: Para
     trains = select(recording, request.train_query, "--train-query")
     tests = select(recording, request.test_query, "--test-query")
     baseline = select(recording, request.baseline_query, "--baseline-query")
+    settings = params.calibrate.model_copy(update={"choice": ChoiceParams(enabled=False)})  # one policy for all folds
+    params = params.model_copy(update={"calibrate": settings})
     folds = []
     for machine, name in enumerate(recording.rows.machines):
         mine = recording.rows.machine == machine

@@ -9,18 +9,31 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.alerts import AlertPolicy, Timeline, typical_interval_us
+from pipeline.alerts import AlertPolicy, Timeline
 from pipeline.detectors import Detector
 from pipeline.ensemble import EnsembleRule, TailTables, load_tails
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.intervals import rate_with_interval
 from pipeline.levels import baseline_levels, group_levels
 from pipeline.measure import Measured, Scored, condition_column, load_detectors, measure, measure_rows, scores_table
-from pipeline.params import CalibrateParams, EnsembleParams, load_params
-from pipeline.pareto import TailFit, fit_tail, rows_needed
+from pipeline.params import CalibrateParams, EnsembleParams, Params, load_params
+from pipeline.pareto import TailFit, fit_tail, rows_needed, tier_threshold
+from pipeline.policy_choice import PolicyChoice, ScoredRows, TuneFailureRows, choose_policy
 from pipeline.rows import Rows, has_role, rows_without_spectra, spectra_pieces
-from pipeline.schema import ENSEMBLE, MICROSECONDS_PER_DAY, BoolN, FloatN, IntN, Role, load_fleet_spec
+from pipeline.schema import (
+    ENSEMBLE,
+    FAILURE_SCHEMA,
+    MICROSECONDS_PER_DAY,
+    BoolN,
+    FloatN,
+    IntN,
+    Role,
+    load_fleet_spec,
+    times_us,
+)
 from pipeline.store import atomic_folder, read_json, read_table, write_json, write_table
 from pipeline.tails import ScoreScale, TailTable
 from pipeline.train import use_threads
@@ -197,9 +210,15 @@ class Calibration:
 
     tails: TailTables
     detectors: dict[str, Any]
-    policy: AlertPolicy
+    choice: PolicyChoice
+    chosen_for: str  # the detector whose scores the policy was chosen on
     healthy: Scored
     notes: list[str]
+
+    @property
+    def policy(self) -> AlertPolicy:
+        """The chosen alert policy."""
+        return self.choice.policy
 
     def to_json(self) -> dict[str, Any]:
         """calibration.json."""
@@ -208,6 +227,7 @@ class Calibration:
             "detectors": self.detectors,
             "ensemble": None if rule is None else {"members": list(rule.members), "agree": rule.agree},
             "policy": self.policy.to_json(),
+            "choice": {"detector": self.chosen_for} | self.choice.to_json(),
             "rows": len(rows),
             "machines": len(np.unique(rows.machine)),
             "notes": self.notes,
@@ -215,36 +235,41 @@ class Calibration:
 
 
 def calibrate(
-    detectors: Mapping[str, Detector], healthy: Rows, tune: Rows, params: CalibrateParams, seed: int
+    detectors: Mapping[str, Detector],
+    healthy: Rows,
+    tune: Rows,
+    params: Params,
+    failed_us: Mapping[str, int] | None = None,
 ) -> Calibration:
-    """Calibrate every detector on healthy rows that are later than all that fitted it.
+    """Calibrate every detector on healthy rows that are later than all that fitted it, and choose the alert policy.
 
     Args:
         detectors: fitted.
         healthy: rows of role calibration, with their spectra.
         tune: rows of role tune (may be empty), with their spectra.
-        params: section `calibrate`.
-        seed: of the bootstrap.
+        params: sections `calibrate`, `evaluate` (the budget) and `release` (the detector that the policy is for), seed.
+        failed_us: when each tune failure failed; None: at its last row.
     """
-    return calibrate_measured(measure_rows(detectors, healthy), measure_rows(detectors, tune), params, seed)
+    return calibrate_measured(measure_rows(detectors, healthy), measure_rows(detectors, tune), params, failed_us)
 
 
-def calibrate_measured(healthy: Measured, tune: Measured, params: CalibrateParams, seed: int) -> Calibration:
+def calibrate_measured(
+    healthy: Measured, tune: Measured, params: Params, failed_us: Mapping[str, int] | None = None
+) -> Calibration:
     """Calibrate every detector whose scores are there, and their ensemble; see `calibrate`.
 
     Raises:
         ContractError: too few calibration rows, scores that are not finite, or all equal.
     """
     rows = healthy.rows
-    policy = AlertPolicy.fitted_to(params.policy, typical_interval_us(rows.machine, rows.time_us))
-    days = machine_days(rows)
+    days, settings = machine_days(rows), params.calibrate
     tables, fits, scores = {}, {}, {}
     for name, raw_N in healthy.raw.items():
-        scale = score_scale(name, healthy, params.levels)
+        scale = score_scale(name, healthy, settings.levels)
         scores[name] = scale.comparable(raw_N, healthy.baseline, healthy.code)
         tables[name], fits[name] = tail_table(name, scores[name], days, scale)
     tails, notes = TailTables(tables), []
-    rule = ensemble_rule(params.ensemble, tuple(healthy.raw))
+    rule = ensemble_rule(settings.ensemble, tuple(healthy.raw))
     if rule is not None:
         statistic_N = crossed_statistic(rule, scores, rows.machine, days)
         if statistic_N is None:
@@ -255,13 +280,30 @@ def calibrate_measured(healthy: Measured, tune: Measured, params: CalibrateParam
         tails, scores[ENSEMBLE] = TailTables(tables, rule, table), statistic_N
     scored = Scored(rows, scores, healthy.raw, healthy.baseline, healthy.code)
     tune_scored = tune.comparable(tails)
-    tune_rows = TuneRows.of(tune.rows, policy)
+    decides = params.release.detector if params.release.detector in scores else next(iter(scores))
+    choice = choose_policy(
+        ScoredRows(rows.machine, rows.time_us, scores[decides]),
+        TuneFailureRows(
+            tune.rows.column("failure_id"), tune.rows.time_us, tune_scored.scores[decides], failed_us or {}
+        ),
+        lambda percentile: tier_threshold(scores[decides], percentile, fits[decides].tail),
+        settings.choice,
+        settings.policy,
+        low_percentile=settings.low_percentile,
+        page_percentile=settings.page_percentile,
+        budget=params.evaluate.false_episodes_per_machine_day,
+        confidence=settings.confidence,
+    )
+    tune_rows = TuneRows.of(tune.rows, choice.policy)
+    chosen = choice.settings(settings)
     figures = {
-        name: calibrate_detector(fits[name], scores[name], rows, tune_rows, tune_scored.scores[name], params, seed)
+        name: calibrate_detector(
+            fits[name], scores[name], rows, tune_rows, tune_scored.scores[name], chosen, params.seed
+        )
         for name in tails.names
     }
-    notes += [*policy.notes, *_notes(len(rows), len(tune.rows), figures)]
-    return Calibration(tails, figures, policy, scored, notes)
+    notes += [*choice.policy.notes, *choice.notes, *_notes(len(rows), figures)]
+    return Calibration(tails, figures, choice, decides, scored, notes)
 
 
 def ensemble_rule(params: EnsembleParams, detectors: tuple[str, ...]) -> EnsembleRule | None:
@@ -274,11 +316,9 @@ def ensemble_rule(params: EnsembleParams, detectors: tuple[str, ...]) -> Ensembl
     return EnsembleRule(members, min(params.agree, len(members))) if len(members) > 1 else None
 
 
-def _notes(rows: int, tune_rows: int, figures: Mapping[str, Any]) -> list[str]:
+def _notes(rows: int, figures: Mapping[str, Any]) -> list[str]:
     """What a person must know of the calibration rows."""
     notes = []
-    if not tune_rows:
-        notes.append("There is no tune failure: tiers stand on the percentiles alone, and nothing could be tuned.")
     if rows < FEW_ROWS:
         notes.append(f"There are {rows} calibration rows, fewer than {FEW_ROWS}: no threshold here can be relied on.")
     for tier in TIERS:
@@ -319,7 +359,10 @@ def main() -> None:
         rows = rows_without_spectra(raw, split, selected, column)
         measured.append(measure(detectors, rows, spectra_pieces(raw, split, selected, fleet.bins)))
     healthy, tune = measured
-    calibration = calibrate_measured(healthy, tune, params.calibrate, params.seed)
+    failures = read_table(raw / "failures.parquet", schema=FAILURE_SCHEMA)
+    tuned = failures.filter(pc.equal(failures["role"].cast(pa.string()), str(Role.TUNE)))
+    failed_us = dict(zip(tuned["failure_id"].to_pylist(), times_us(tuned["time"]).tolist(), strict=True))
+    calibration = calibrate_measured(healthy, tune, params, failed_us)
     with atomic_folder(root / "data/calibration") as folder:
         calibration.tails.save(folder)
         write_json(folder / "calibration.json", calibration.to_json())

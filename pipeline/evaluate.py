@@ -293,6 +293,8 @@ def main() -> None:
     failures = read_table(raw / "failures.parquet", schema=FAILURE_SCHEMA)
     truth = read_truth(raw, params.evaluate.use_truth)
     policy, never_seen = AlertPolicy.from_json(calibrated["policy"]), machines_never_seen(split)
+    chosen = params.calibrate.model_copy(update={"page_percentile": calibrated["choice"]["page_percentile"]})
+    params = params.model_copy(update={"calibrate": chosen})
     judgement = evaluate(scored, calibration, failures, truth, policy, params, fleet, never_seen)
     judgement.figures["notes"] += calibrated["notes"]
     with atomic_folder(root / "data/evaluation") as folder:

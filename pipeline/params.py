@@ -20,6 +20,7 @@ Hours = Annotated[float, Field(ge=0.0, le=24 * 365)]
 Percentile = Annotated[float, Field(gt=50.0, lt=100.0)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
+MAX_POLICIES = 60  # that one may be chosen from: more would find one by luck
 
 DEFAULT_DETECTORS = (
     "autoencoder",
@@ -351,6 +352,8 @@ class PolicyParams(Section):
     n: Count = 5
     window_minutes: Annotated[float, Field(gt=0)] = 120.0  # rows older than this do not count
     gap_minutes: Annotated[float, Field(gt=0)] = 30.0  # alert rows closer than this are one episode
+    cool_down_hours: Hours = 0.0  # after an alert closed, before another opens; a first page still does
+    no_data_hours: Annotated[float, Field(gt=0, le=24 * 365)] | None = 24.0  # of silence open an alert; None: never
 
     @model_validator(mode="after")
     def _k_of_n(self) -> PolicyParams:
@@ -366,6 +369,25 @@ class EnsembleParams(Section):
     agree: Annotated[int, Field(ge=1, le=16)] = 1  # members that must find a row as rare as the score says
 
 
+class ChoiceParams(Section):
+    """What the alert policy is chosen from, on the tune failures; the rest of it is as `policy` says."""
+
+    enabled: bool = True  # false: page_percentile and policy stand as they are
+    page_percentiles: Annotated[tuple[Percentile, ...], Field(min_length=1)] = (99.8, 99.9, 99.95, 99.98, 99.99)
+    k_of_n: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)] = ((1, 1), (3, 5), (5, 8), (12, 20))
+    cool_down_hours: Annotated[tuple[Hours, ...], Field(min_length=1)] = (0.0, 24.0)
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> ChoiceParams:
+        for k, n in self.k_of_n:
+            if k > n:
+                raise ValueError(f"got [{k}, {n}] in k_of_n, expected k at most n")
+        count = len(self.page_percentiles) * len(self.k_of_n) * len(self.cool_down_hours)
+        if count > MAX_POLICIES:
+            raise ValueError(f"got {count} policies, expected at most {MAX_POLICIES}")
+        return self
+
+
 class CalibrateParams(Section):
     """Tiers as percentiles of healthy calibration scores, and the alert policy."""
 
@@ -377,6 +399,7 @@ class CalibrateParams(Section):
     levels: Literal["fleet", "condition", "machine"] = "fleet"  # whose healthy scores are brought to one level
     ensemble: EnsembleParams = EnsembleParams()
     policy: PolicyParams = PolicyParams()
+    choice: ChoiceParams = ChoiceParams()  # what the policy and the page percentile are chosen from
 
     @model_validator(mode="after")
     def _ordered(self) -> CalibrateParams:

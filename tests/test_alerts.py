@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -78,3 +80,27 @@ def test_nothing_gives_nothing() -> None:
 def test_k_above_n_is_refused() -> None:
     with pytest.raises(ValueError, match="expected at most n=2"):
         PolicyParams(k=3, n=2)
+
+
+def test_the_notes_say_what_was_widened_and_what_never_counts() -> None:
+    params = PolicyParams(k=3, n=5, window_minutes=60, gap_minutes=30, cool_down_hours=0.5, no_data_hours=1)
+    half_hourly = AlertPolicy.fitted_to(params, 30 * MINUTE)
+    assert half_hourly.no_data_us == 75 * MINUTE
+    assert half_hourly.notes == (
+        "window widened from 60 to 151.5 minutes: rows are 30 minutes apart, and it holds 3 of them, fewer than n=5",
+        "episode gap widened from 30 to 75 minutes: rows are 30 minutes apart",
+        "cool-down of 30 minutes never counts: the gap is 75",
+        "no-data time widened from 60 to 75 minutes: rows are 30 minutes apart",
+    )
+    # it holds five rows, with no room for one that is a little late
+    assert AlertPolicy.fitted_to(PolicyParams(), 30 * MINUTE).notes[0] == (
+        "window widened from 120 to 151.5 minutes: rows are 30 minutes apart"
+    )
+    assert AlertPolicy.fitted_to(PolicyParams(cool_down_hours=24), MINUTE).notes == ()
+
+
+def test_a_policy_that_was_written_without_cool_down_has_none() -> None:
+    old = AlertPolicy.from_json({"k": 3, "n": 5, "window_us": 7, "gap_us": 8})
+    assert old == AlertPolicy(3, 5, 7, 8)
+    new = AlertPolicy(3, 5, 7, 8, cool_down_us=9, no_data_us=10)
+    assert AlertPolicy.from_json(json.loads(json.dumps(new.to_json()))) == new

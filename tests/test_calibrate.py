@@ -17,12 +17,12 @@ from pipeline.calibrate import (
 from pipeline.detectors.baseline import fit_baselines
 from pipeline.errors import ContractError, ParamsError
 from pipeline.measure import Measured, condition_column, load_detectors, measure
-from pipeline.params import CalibrateParams, parse_params
+from pipeline.params import CalibrateParams, Params, parse_params
 from pipeline.rows import RowKeys, Rows, has_role, load_rows, rows_without_spectra, spectra_pieces
 from pipeline.schema import MICROSECONDS_PER_DAY, Role, load_fleet_spec
 from pipeline.store import read_table
 
-PARAMS = CalibrateParams(draws=60)
+PARAMS = Params(seed=3, calibrate=CalibrateParams(draws=60))
 NAMES = ("pca", "energy_zscore")
 
 
@@ -48,8 +48,8 @@ def measured(scores: np.ndarray, machines: int = 20, rows_a_day: int = 24) -> Me
 
 
 def calibrated(scores: np.ndarray, **changes: object) -> Calibration:
-    params = CalibrateParams.model_validate({"draws": 60, **changes})
-    return calibrate_measured(measured(scores), measured(np.empty(0)), params, 0)
+    params = Params(calibrate=CalibrateParams.model_validate({"draws": 60, "choice": {"enabled": False}, **changes}))
+    return calibrate_measured(measured(scores), measured(np.empty(0)), params)
 
 
 def test_what_is_counted_and_what_is_extrapolated_is_said(rng) -> None:
@@ -131,8 +131,8 @@ def test_pieces_of_files_give_what_all_rows_at_once_give(built: Path) -> None:
     streamed = measure(detectors, rows_without_spectra(raw, split, healthy, column), pieces)
     assert streamed.rows.spectra.size == 0
     of_tune = measure(detectors, rows_without_spectra(raw, split, tune, column), spectra_pieces(raw, split, tune, bins))
-    found = calibrate_measured(streamed, of_tune, PARAMS, 3)
-    at_once = calibrate(detectors, whole, before, PARAMS, 3)
+    found = calibrate_measured(streamed, of_tune, PARAMS)
+    at_once = calibrate(detectors, whole, before, PARAMS)
     assert found.to_json() == at_once.to_json()
     for name in NAMES:
         np.testing.assert_array_equal(found.healthy.scores[name], at_once.healthy.scores[name])
