@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.alerts import Timeline
 from pipeline.calibrate import TIERS
 from pipeline.epochs import EpochStarts, microseconds
 from pipeline.errors import ContractError
+from pipeline.policy_state import PolicyRows, advance
 from pipeline.release import Release
 from pipeline.rows import RowKeys, conditions_of
 from pipeline.schema import (
@@ -65,6 +65,7 @@ class DayScores:
     machines: list[str]
     time_us: np.ndarray
     tier: np.ndarray
+    usable: BoolN
     unscored: int
 
 
@@ -141,7 +142,7 @@ def score_day(
     schema = score_log_schema(release.manifest["members"])
     scored = pa.table([columns[name] for name in schema.names], schema=schema)
     write_table(output, scored if whole else with_rows_before(scored, output))
-    return DayScores(machine, machines, time_us, tier, int((~usable).sum()))
+    return DayScores(machine, machines, time_us, tier, usable, int((~usable).sum()))
 
 
 def with_rows_before(scored: pa.Table, output: Path) -> pa.Table:
@@ -215,14 +216,18 @@ def top_bins(
 
 
 def count_pages(release: Release, days: list[DayScores]) -> int:
-    """Alerts that the release's policy opens at the page tier, over all scored rows."""
+    """Alerts of the release's policy that become pages, over all scored rows."""
     names = sorted({machine for day in days for machine in day.machines})
     index = {name: code for code, name in enumerate(names)}
     machine = np.concatenate([np.array([index[name] for name in day.machines])[day.machine] for day in days])
     time_us = np.concatenate([day.time_us for day in days])
-    exceeds = np.concatenate([day.tier for day in days]) >= TIER_NAMES.index("page")
-    line = Timeline.of(machine.astype(np.int32), time_us, release.policy)
-    return len(line.episodes(line.alert_rows(exceeds)))
+    tier = np.concatenate([day.tier for day in days])
+    low, page = (tier >= TIER_NAMES.index(name) for name in ("low", "page"))
+    usable = np.concatenate([day.usable for day in days])
+    # only the peak looks at scores
+    rows = PolicyRows(machine.astype(np.int32), time_us, low, page, usable, tier.astype(np.float64))
+    _, alerts = advance(None, rows, release.policy)
+    return int((alerts.paged_us >= 0).sum())
 
 
 def _summary(release: Release, days: list[DayScores]) -> ScoreSummary:
