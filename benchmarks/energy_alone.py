@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.alerts import AlertPolicy, Timeline
-from pipeline.judge import Event, budget_threshold, outcome_at
+from pipeline.judging.judged import Event
+from pipeline.judging.outcomes import budget_threshold, outcome_at
 from pipeline.params import DirtParams, Params, load_params
 from pipeline.schema import MICROSECONDS_PER_DAY, FloatN, codes_and_names, spectra_view, times_us
 from pipeline.simulate import simulate

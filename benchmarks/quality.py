@@ -44,7 +44,7 @@ from sklearn.neighbors import LocalOutlierFactor
 
 from pipeline.backtest import BacktestRequest, Recording, assign_roles, read_recording, select, take
 from pipeline.errors import HearkenError, UserError
-from pipeline.judge import FAULTY, HEALTHY, UNKNOWN
+from pipeline.judging.judged import FAULTY, HEALTHY, UNKNOWN
 from pipeline.params import NEURAL_DETECTORS, Params, load_params
 from pipeline.schema import BoolN, FloatN, IntN, Role
 from pipeline.train import train_detector, use_threads

@@ -38,7 +38,8 @@ from pipeline.calibrate import machine_days, score_scale, tail_table
 from pipeline.detectors import Detector
 from pipeline.ensemble import TailTables
 from pipeline.evaluate import events_of, label_codes, truly_faulty
-from pipeline.judge import FAULTY, HEALTHY, Event, budget_threshold, outcome_at
+from pipeline.judging.judged import FAULTY, HEALTHY, Event
+from pipeline.judging.outcomes import budget_threshold, outcome_at
 from pipeline.maintenance import failures_of
 from pipeline.measure import measure_rows, score_rows
 from pipeline.params import DirtParams, LogParams, Params, UpkeepParams, load_params

@@ -23,7 +23,9 @@ from pipeline.detectors.base import write_history
 from pipeline.errors import ContractError, UserError
 from pipeline.evaluate import Pictures, pictures, write_evaluation
 from pipeline.evidence import history_mask
-from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, budget_threshold, judge
+from pipeline.judge import judge
+from pipeline.judging.judged import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement
+from pipeline.judging.outcomes import budget_threshold
 from pipeline.landing.frame import WideFrame, load_frame
 from pipeline.layout import SourceLayout
 from pipeline.measure import Scored, score_rows, scores_table
@@ -550,6 +552,7 @@ def write_backtest(out: Path, recording: Recording, judgement: Judgement, fold: 
         events=judgement.events,
         episodes=judgement.episodes,
         roc=judgement.roc,
+        curves=judgement.curves,
         reconstructions=drawn.spectra,
         error_profile=drawn.profile,
         evidence=drawn.evidence,

@@ -15,7 +15,8 @@ from pipeline.calibrate import load_calibration
 from pipeline.detectors import Detector, NeuralDetector
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.evidence import error_profile, evidence_table, history_mask
-from pipeline.judge import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, iso, judge
+from pipeline.judge import judge
+from pipeline.judging.judged import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, iso
 from pipeline.measure import Scored, condition_column, load_detectors, score_rows, scores_table
 from pipeline.params import Params, load_params
 from pipeline.rows import Rows, has_role, load_rows
@@ -96,7 +97,8 @@ def truly_faulty(rows: Rows, truth: pa.Table) -> BoolN:
 def judged_rows(scored: Scored, label_N: np.ndarray, keep_N: BoolN) -> JudgedRows:
     """What `judge` wants, of the rows to keep."""
     scores = {name: values[keep_N] for name, values in scored.scores.items()}
-    return JudgedRows(scored.rows.machine[keep_N], scored.rows.time_us[keep_N], label_N[keep_N], scores)
+    rows = scored.rows
+    return JudgedRows(rows.machine[keep_N], rows.time_us[keep_N], label_N[keep_N], scores, rows.epoch[keep_N])
 
 
 def load_calibration_rows(root: Path, machines: Sequence[str]) -> JudgedRows:
@@ -111,7 +113,7 @@ def load_calibration_rows(root: Path, machines: Sequence[str]) -> JudgedRows:
         if column.startswith("score_")
     }
     label = np.full(table.num_rows, HEALTHY, np.int8)
-    return JudgedRows(codes[machine], times_us(table["timestamp"]), label, scores)
+    return JudgedRows(codes[machine], times_us(table["timestamp"]), label, scores, table["epoch"].to_numpy())
 
 
 def evaluate(
@@ -263,6 +265,7 @@ def write_evaluation(folder: Path, judgement: Judgement, scores: pa.Table, drawn
     write_json(folder / "events.json", judgement.events)
     write_json(folder / "episodes.json", judgement.episodes)
     write_json(folder / "plots/roc.json", judgement.roc)
+    write_json(folder / "plots/episodes.json", judgement.curves)
     write_json(folder / "reconstructions.json", drawn.spectra)
     write_json(folder / "error_profile.json", drawn.profile)
     write_table(folder / "evidence.parquet", drawn.evidence)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.detectors import Detector
-from pipeline.judge import Judgement
+from pipeline.judging.judged import Judgement
 from pipeline.rows import Rows
 from pipeline.schema import BASELINES, MICROSECONDS_PER_HOUR, BoolN, FleetSpec, FloatN, FloatNF, IntN
 

@@ -9,7 +9,8 @@ from typing import Any
 from pipeline.alerts import Timeline
 from pipeline.errors import ContractError
 from pipeline.evaluate import events_of, label_codes
-from pipeline.judge import FAULTY, Event, outcome_at
+from pipeline.judging.judged import FAULTY, Event
+from pipeline.judging.outcomes import outcome_at
 from pipeline.measure import score_rows
 from pipeline.release import Release
 from pipeline.rows import Rows, has_role, load_conditions, load_rows

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.evidence import EVIDENCE_SCHEMA, SPANS
+from pipeline.intervals import wilson
 from pipeline.params import Params
 from pipeline.report import ReportData
 from pipeline.schema import time_column
@@ -98,6 +99,9 @@ def evaluation() -> dict[str, Any]:
             **dict(zip(keys, values, strict=True)),
             "events": 5,
             "events_by_chance": 0.7 + 0.1 * index,
+            "events_caught_ci": list(wilson(values[3], 5, 0.9)),
+            "lead_time_quartiles_hours": [0.7 * values[5], values[5], 1.2 * values[5]],
+            "machine_days_with_alert_share": 0.031 + 0.004 * index,
             "auroc_ci": [values[0] - 0.05, values[0] + 0.04],
             "false_episodes_per_day_ci": [values[4] - 0.2, values[4] + 0.3],
             "at_false_episodes": {
@@ -106,7 +110,7 @@ def evaluation() -> dict[str, Any]:
             },
         }
     return {
-        "dataset": {"rows": 99200, "test_rows": 58000, "machines": 24, "failures": 5},
+        "dataset": {"rows": 99200, "test_rows": 58000, "machines": 24, "failures": 5, "machine_days": 402.8},
         "budget": {"false_episodes_per_machine_day": 0.02, "false_episodes_on_calibration": 5.7, "rule": "rate"},
         "release_detector": "autoencoder",
         "detectors": detectors,
@@ -134,10 +138,102 @@ def evaluation() -> dict[str, Any]:
             "machine_days": 402.8,
             "caught": {"F000": 70.0, "F001": 67.0, "F002": 64.0, "F004": 58.0},
         },
-        "pairs": {"only": {"autoencoder": ["F001"], "pca": []}},
-        "null_reasons": {"detectors.squared_distance.partial_auroc": "fewer than 2,000 healthy rows"},
+        "pairs": {
+            "only": {"autoencoder": ["F001"], "pca": []},
+            "against_release": pair("autoencoder"),
+            "against_best_baseline": pair("squared_distance"),
+        },
+        "failure_modes": failure_modes(),
+        "rates_over_time": rates_over_time(),
+        "null_reasons": {
+            "detectors.squared_distance.partial_auroc": "fewer than 2,000 healthy rows",
+            "events_caught_difference_ci": "5 failures are too few to resample (10 are needed): see the exact test.",
+            "rates_over_time.epochs_since": "Baseline epochs of the rows are not known here.",
+            "rates_over_time.epochs_of_calibration": "Baseline epochs of the rows are not known here.",
+        },
         "notes": ["The data are short: purge gaps of 72 h instead of 168 h."],
     }
+
+
+def pair(against: str) -> dict[str, Any]:
+    found = {}
+    for index, name in enumerate(name for name in DETECTORS if name != against):
+        rate = -0.002 + 0.0015 * index
+        found[name] = {
+            "both": 3,
+            "only_detector": index % 2,
+            "only_against": 1,
+            "neither": 1 - index % 2,
+            "exact_p": 1.0,
+            "events_caught_difference": index % 2 - 1,
+            "events_caught_difference_ci": None,
+            "false_episodes_per_machine_day_difference": rate,
+            "false_episodes_per_machine_day_difference_ci": [rate - 0.004, rate + 0.005],
+        }
+    return {"against": against, "detectors": found}
+
+
+def failure_modes() -> dict[str, Any]:
+    judged: dict[str, list[dict[str, Any]]] = {}
+    for event in events():
+        judged.setdefault(event["failure_mode"], []).append(event["detectors"])
+    return {
+        mode: {
+            "events": len(verdicts),
+            "detectors": {
+                name: {"events_caught": caught, "events_caught_ci": list(wilson(caught, len(verdicts), 0.9))}
+                for name in DETECTORS
+                for caught in [sum(verdict[name]["caught"] for verdict in verdicts)]
+            },
+        }
+        for mode, verdicts in judged.items()
+    }
+
+
+def rates_over_time() -> dict[str, Any]:
+    def part(rate: float | None, rows: int, holds: bool | None, note: str | None = None) -> dict[str, Any]:
+        ends = {"ci_low": None, "ci_high": None} if holds is None else {"ci_low": rate * 0.6, "ci_high": rate * 1.7}
+        found = {"rows": rows, "machines": 24, "false_positive_rate": rate, **ends, "holds_asked": holds, "note": note}
+        return {"start": None, "end": None, **found}
+
+    weeks = [
+        {"week": index + 1, "weeks": 1, **part(rate, 12_000 + 7 * index, None if index == 5 else rate < 0.0008)}
+        | {"start": iso(15 + 7 * index), "end": iso(21 + 7 * index)}
+        for index, rate in enumerate((0.00041, 0.00058, 0.00047, 0.00083, 0.00112, 0.0007))
+    ]
+    weeks[5]["note"] = "12 machine-days are too few for an interval (20 are needed)."
+    return {
+        "tier": "page",
+        "detector": "autoencoder",
+        "asked": 0.0005,
+        "weeks": weeks,
+        "first_half": part(0.00049, 29_000, True),
+        "second_half": part(0.00091, 29_000, False),
+        "epochs_of_calibration": None,
+        "epochs_since": None,
+    }
+
+
+def curves() -> list[dict[str, Any]]:
+    found = []
+    for index, (name, figures) in enumerate(evaluation()["detectors"].items()):
+        steps = [(false, min(5, 1 + (false * (7 - index)) // 9)) for false in range(0, 41, 1 + index % 3)]
+        kinds = [("sweep", 9.0 - 0.1 * false, false, caught) for false, caught in steps]
+        reached = next((step for step in steps if step[1] >= figures["events_caught"]), steps[-1])
+        kinds.append(("operating", 8.95 - 0.1 * reached[0], *reached))
+        found += [
+            {
+                "detector": name,
+                "kind": kind,
+                "threshold": threshold,
+                "false_episodes": false,
+                "false_episodes_per_day": false * 24 / 402.8,
+                "events_caught": caught,
+                "events": 5,
+            }
+            for kind, threshold, false, caught in kinds
+        ]
+    return found
 
 
 def history(name: str) -> dict[str, Any]:
@@ -439,6 +535,7 @@ def full_data(failures: int = FAILURES, heat_bands: int = BINS, spectrum_bands: 
         events=events(failures),
         episodes=episodes(failures),
         roc=roc(),
+        curves=curves(),
         reconstructions=reconstructions(),
         error_profile=error_profile(),
         evidence=evidence(failures, heat_bands, spectrum_bands),

@@ -21,7 +21,7 @@ from pipeline.evidence import (
     history_mask,
     to_us,
 )
-from pipeline.judge import Judgement, iso
+from pipeline.judging.judged import Judgement, iso
 from pipeline.params import TrainParams
 from pipeline.report_page.failure_evidence import spectrum_chart
 from pipeline.rows import Rows

@@ -1,18 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 
 from pipeline.alerts import MINUTE, AlertPolicy, Timeline
-from pipeline.judge import (
-    FAULTY,
-    HEALTHY,
-    UNKNOWN,
-    Event,
-    JudgedRows,
-    budget_threshold,
-    caught_by_chance,
-    judge,
-    outcome_at,
-)
+from pipeline.judge import judge
+from pipeline.judging.judged import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows
+from pipeline.judging.outcomes import budget_threshold, caught_by_chance, outcome_at
 from pipeline.params import CalibrateParams, EvaluateParams
 from pipeline.schema import MICROSECONDS_PER_DAY
 
@@ -106,15 +100,71 @@ def test_a_perfect_and_a_blind_detector(rng) -> None:
     assert found["tiers"]["low"]["false_positive_rate"] == pytest.approx(0.005, abs=0.004)
 
 
+def test_what_stands_behind_the_totals_is_published(rng) -> None:
+    machine, time = fleet(rng, 6, 40)
+    label = np.zeros(len(machine), np.int8)
+    label[(machine < 2) & (time > 30 * MICROSECONDS_PER_DAY)] = FAULTY
+    scores = {"sees": rng.normal(size=len(machine)) + 8 * label, "ensemble": rng.normal(size=len(machine))}
+    test = JudgedRows(machine, time, label, scores, np.zeros(len(machine), np.int32))
+    healthy = JudgedRows(
+        machine, time - 41 * MICROSECONDS_PER_DAY, np.zeros(len(machine), np.int8),
+        {name: rng.normal(size=len(machine)) for name in scores},
+    )  # fmt: skip
+    end, start = int(time.max()), 30 * MICROSECONDS_PER_DAY
+    events = [Event("f0", 0, start, end, start, "wear"), Event("f1", 1, start, end, start)]
+    judged = judge(test, healthy, events, list("abcdef"), POLICY, release_detector="sees", seed=1, **QUICK)
+    found = judged.figures
+    json.dumps([found, judged.curves], allow_nan=False)
+    sees = found["detectors"]["sees"]
+    low, middle, high = sees["lead_time_quartiles_hours"]
+    assert low <= middle == sees["median_lead_time_hours"] <= high
+    assert sees["machine_days_observed"] == 240
+    # two machines stand in alert for their last ten days, and false episodes add a few
+    assert 20 <= sees["machine_days_with_alert"] <= 22 + sees["false_episodes"]
+    assert sees["machine_days_with_alert_share"] == round(sees["machine_days_with_alert"] / 240, 6)
+    assert {mode: row["detectors"]["sees"]["events_caught"] for mode, row in found["failure_modes"].items()} == {
+        "wear": 1, "unknown": 1
+    }  # fmt: skip
+    assert found["pairs"]["against_release"]["detectors"]["ensemble"]["only_against"] >= 1
+    assert found["pairs"]["against_best_baseline"]["against"] is None
+    assert found["rates_over_time"]["epochs_since"]["rows"] == 0
+    operating = {row["detector"]: row for row in judged.curves if row["kind"] == "operating"}
+    for name, row in operating.items():
+        figures = found["detectors"][name]
+        assert row["threshold"] == figures["threshold"]
+        assert (row["false_episodes"], row["events_caught"]) == (figures["false_episodes"], figures["events_caught"])
+        assert row["false_episodes_per_day"] == figures["false_episodes_per_day"]
+    swept = [row for row in judged.curves if row["detector"] == "sees" and row["kind"] == "sweep"]
+    assert swept[0]["false_episodes"] == 0
+    assert swept[-1]["false_episodes"] > 10  # five times the budget of 0.02 a day on 220 healthy machine-days
+
+
 def test_without_failures_figures_are_null_with_their_reason(rng) -> None:
     machine, time = fleet(rng, 3, 30)
     rows = JudgedRows(machine, time, np.zeros(len(machine), np.int8), {"pca": rng.normal(size=len(machine))})
     found = judge(rows, rows, [], list("abc"), POLICY, release_detector="pca", seed=1, **QUICK).figures
     row = found["detectors"]["pca"]
-    for key in ("auroc", "average_precision", "partial_auroc", "events_caught", "events_by_chance"):
+    assert found["failure_modes"] is None
+    assert "failure_modes" in found["null_reasons"]
+    for key in ("auroc", "partial_auroc", "events_caught", "events_by_chance", "lead_time_quartiles_hours"):
         assert row[key] is None
         assert key in found["null_reasons"]
     assert found["tiers"]["page"]["threshold"] is not None
+
+
+def test_without_healthy_rows_false_episodes_and_curves_are_null_with_their_reason(rng) -> None:
+    machine, time = fleet(rng, 3, 5)
+    calibration = JudgedRows(
+        machine,
+        time - 6 * MICROSECONDS_PER_DAY,
+        np.zeros(len(machine), np.int8),
+        {"pca": rng.normal(size=len(machine))},
+    )
+    faulty = JudgedRows(machine, time, np.full(len(machine), FAULTY, np.int8), {"pca": rng.normal(size=len(machine))})
+    judged = judge(faulty, calibration, [], list("abc"), POLICY, release_detector="pca", seed=1, **QUICK)
+    assert [row["kind"] for row in judged.curves] == ["operating"]
+    for key in ("curves", "false_episodes_per_day", "rates_over_time.weeks", "rates_over_time.second_half"):
+        assert "no healthy test rows" in judged.figures["null_reasons"][key]
 
 
 def test_with_synthetic_dates_rates_per_day_are_null_and_lead_times_stand(rng) -> None:

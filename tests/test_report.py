@@ -161,6 +161,8 @@ def test_every_chart_has_data_a_place_a_caption_and_units(page: str) -> None:
     expected = {
         "roc",
         "caught",
+        "price",
+        "weekly-rates",
         "tail",
         "rates",
         "error-profile",
@@ -394,6 +396,7 @@ def write_stages(root: Path) -> None:
     write_json(root / "data/evaluation/events.json", data.events)
     write_json(root / "data/evaluation/episodes.json", data.episodes)
     write_json(root / "data/evaluation/plots/roc.json", data.roc)
+    write_json(root / "data/evaluation/plots/episodes.json", data.curves)
     write_json(root / "data/raw/snapshot.json", data.snapshot)
     write_json(root / "data/release/manifest.json", {**data.manifest, "params": {"seed": 11}, "provisional": True})
     assert data.scores is not None

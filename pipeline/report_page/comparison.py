@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pipeline.report_page.against import mode_table, pair_blocks
 from pipeline.report_page.blocks import (
     EM_DASH,
     Block,
@@ -29,6 +30,7 @@ from pipeline.report_page.colours import detector_colour, detector_label
 from pipeline.report_page.data import ReportData, detector_order, judged_failures, test_scores
 from pipeline.report_page.judgement import baseline_sentence, comparison_table, only_caught
 from pipeline.report_page.names import escaped
+from pipeline.report_page.price import price_chart
 
 
 def comparison_section(data: ReportData) -> Section:
@@ -38,9 +40,12 @@ def comparison_section(data: ReportData) -> Section:
         return Section("detectors", title, short)
     only = only_caught(data)
     blocks: list[Block] = [Items(only, "Caught by one detector alone")] if only else []
-    caught = caught_chart(data)
-    blocks += [Charts([caught])] if caught else []
-    blocks += [table for table in (_caught_matrix(data), _pairs_table(data)) if table]
+    charts = [chart for chart in (caught_chart(data), price_chart(data)) if chart]
+    blocks += [Charts(charts)] if charts else []
+    blocks += [table for table in (mode_table(data), _caught_matrix(data)) if table]
+    pairs = pair_blocks(data)
+    counted = None if pairs else _pairs_table(data)  # an evaluation without differences
+    blocks += [*pairs, *([counted] if counted else [])]
     sentence, beaten = baseline_sentence(data)
     blocks += [Text(sentence, "finding" if beaten else "plain")] if sentence else []
     blocks.append(comparison_table(data))

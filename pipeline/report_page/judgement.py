@@ -100,6 +100,10 @@ def comparison_table(data: ReportData, caption: str = "Every detector on the sam
             cells.append(Cell(text, _beneath(metric, figures), best=name in best[metric]))
         rows.append(cells)
     columns = [Column("Detector", numeric=False), *(Column(label, hint=hint) for label, hint, *_ in METRICS.values())]
+    shares = [as_number(as_map(detectors[name]).get("machine_days_with_alert_share")) for name in detector_order(data)]
+    if any(share is not None for share in shares):
+        columns.append(Column("Days in alert", hint="of machine-days"))
+        rows = [[*cells, Cell(percent(share))] for cells, share in zip(rows, shares, strict=True)]
     return Table(f"{caption}, {budget_text(data)}", columns, rows, notes.reasons)
 
 
@@ -124,6 +128,10 @@ def _beneath(metric: str, figures: Mapping[str, Any]) -> str:
     if metric == "events_caught":
         chance = as_number(figures.get("events_by_chance"))
         return "" if chance is None else f"{chance:.1f} by chance"
+    if metric == "median_lead_time_hours":
+        quartiles = figures.get("lead_time_quartiles_hours")
+        ends = quartiles[::2] if isinstance(quartiles, list) and len(quartiles) == 3 else []
+        return f"half: {interval(ends)} h" if interval(ends) and ends[0] != ends[1] else ""
     return interval(figures.get(f"{metric}_ci"), 2)
 
 
@@ -194,6 +202,13 @@ def cautions(data: ReportData) -> list[str]:
         fires = percent_interval(low, page.get("ci_high")) or percent(page.get("false_positive_rate"))
         asked = percent(1 - percentile / 100)
         found.append(f"The page tier fires more often than was asked for: {fires} of healthy rows instead of {asked}.")
+    later = as_map(as_map(data.evaluation.get("rates_over_time")).get("second_half"))
+    if later.get("holds_asked") is False:
+        found.append(
+            f"In the second half of the test span the page tier lets {percent(later.get('false_positive_rate'))} of "
+            f"healthy rows through (interval {percent_interval(later.get('ci_low'), later.get('ci_high'))}), which is "
+            "not what was asked for: later rows are not like those of the calibration."
+        )
     capped = [detector_label(name) for name, history in sorted(data.histories.items()) if history.get("cap_hit")]
     if capped:
         found.append(f"Training stopped at the epoch cap before it had converged: {sentence_list(capped)}.")

@@ -21,6 +21,7 @@ from pipeline.report_page.colours import detector_label
 from pipeline.report_page.data import ReportData, detector_order, judged_failures, release_verdict, threshold_setters
 from pipeline.report_page.judgement import release_figures
 from pipeline.report_page.names import isolated, shortened
+from pipeline.report_page.over_time import verdict
 
 QUARANTINE_MANY = 0.02
 FEW_FAILURES, REPEATS = 10, 3
@@ -34,6 +35,7 @@ def next_steps(data: ReportData) -> list[Step]:
         _better_detector,
         _threshold_setter,
         _page_rate,
+        _later_rows,
         _missed,
         _false_pages,
         _converge,
@@ -116,6 +118,23 @@ def _page_rate(data: ReportData) -> Step | None:
         f"It was asked for {percent(asked)} of healthy rows and fires on {percent_interval(low, page.get('ci_high'))}.",
         "Look for a change of the fleet between calibration and test (hearken monitor), then build on later rows or "
         "raise calibrate.page_percentile.",
+    )
+
+
+def _later_rows(data: ReportData) -> Step | None:
+    """The page threshold kept its rate at first and no longer does."""
+    figures = as_map(data.evaluation.get("rates_over_time"))
+    first, second = (as_map(figures.get(key)) for key in ("first_half", "second_half"))
+    asked = as_number(figures.get("asked"))
+    if asked is None or verdict(second, asked) != "more" or verdict(first, asked) == "more":
+        return None
+    return Step(
+        "Find out what changed in the second half of the test span",
+        f"The page threshold was asked for {percent(asked)} of healthy rows; it lets "
+        f"{percent(first.get('false_positive_rate'))} through in the first half and "
+        f"{percent(second.get('false_positive_rate'))} in the second.",
+        "See the weeks on the page of thresholds. Log repairs, moved sensors and firmware in maintenance.csv, ask "
+        "hearken monitor whether the fleet has changed, and calibrate on later rows.",
     )
 
 

@@ -44,7 +44,9 @@ def _name(trace: Mapping[str, Any], chart: Chart) -> str:
 
 
 def _values(trace: Mapping[str, Any]) -> list[float]:
-    """The numbers of a series, in order: heights, or the places along x of a dot chart."""
+    """The numbers of a series, in order: heights, or the places along x of a dot chart; `meta` has its own."""
+    if isinstance(trace.get("meta"), dict):  # drawn elsewhere than it stands
+        return [found for value in trace["meta"].get("values") or [] if (found := as_number(value)) is not None]
     if trace.get("type") == "heatmap":
         z = trace.get("z")
         flat = [value for row in unpacked(z) for value in row] if isinstance(z, dict) else []  # else a code of colours

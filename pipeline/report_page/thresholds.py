@@ -28,6 +28,7 @@ from pipeline.report_page.blocks import (
 from pipeline.report_page.colours import detector_label
 from pipeline.report_page.data import ReportData, detector_order, test_scores, threshold_setters
 from pipeline.report_page.judgement import null_reason
+from pipeline.report_page.over_time import over_time_group
 from pipeline.report_page.score_charts import rate_chart, tail_chart
 
 TIERS = ("low", "page")
@@ -50,6 +51,7 @@ def thresholds_section(data: ReportData) -> Section:
     blocks += [Text(policy)] if policy else []
     said = [str(text) for text in calibration.get("notes") or []]
     blocks += [Items(said, "Said by the calibration")] if said else []
+    blocks += over_time_group(data)
     lead = (
         "Thresholds are percentiles of healthy calibration rows, which are later than every row that fitted a model or "
         "a baseline; where those are too few, a tail fitted to the largest scores goes on. What a threshold then "
