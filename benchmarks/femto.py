@@ -24,7 +24,7 @@ from rich.table import Table
 
 from pipeline.alerts import Timeline
 from pipeline.backtest import BacktestRequest, Fold, Recording, across_machines, read_recording
-from pipeline.judge import Judgement
+from pipeline.judging.judged import Judgement
 from pipeline.params import load_params
 from pipeline.train import use_threads
 

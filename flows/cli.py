@@ -20,6 +20,8 @@ from rich.table import Table
 
 from flows import layout_options
 from flows.quarantine_commands import quarantine
+from flows.recalibrate_command import recalibrate
+from flows.what_if_command import what_if
 from pipeline.errors import HearkenError, UserError, printable
 
 if TYPE_CHECKING:
@@ -327,6 +329,10 @@ def export(
         apart, size = file.difference, file.path.stat().st_size / 1000
         line = f"scores differ from the release's by {apart.median:.0e} (median), at most by {apart.largest:.0e}"
         _say(escape(f"{file.path} ({size:,.0f} kB): {line}"))
+
+
+app.command("what-if")(what_if)
+app.command("recalibrate")(recalibrate)
 
 
 @app.command()

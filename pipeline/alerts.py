@@ -75,40 +75,50 @@ class AlertPolicy:
         return cls(*numbers, values.get("cool_down_us", 0), values.get("no_data_us"))
 
 
-def enough_of_last(index_E: IntN, machine_E: MachineN, time_us_E: IntN, policy: AlertPolicy) -> BoolN:
+def enough_of_last(place_E: IntN, machine_E: MachineN, time_us_E: IntN, policy: AlertPolicy) -> BoolN:
     """Which exceedances (E,) have k, themselves included, among the last n rows of their machine within the window.
 
     Args:
-        index_E: positions of the exceedances among all rows, sorted by machine and time.
+        place_E: places of the exceedances among all rows, sorted by machine and time.
         machine_E: their machines.
         time_us_E: their times.
         policy: k, n and the window.
     """
-    enough_E = np.zeros(len(index_E), bool)
-    before = len(index_E) - policy.k + 1
+    enough_E = np.zeros(len(place_E), bool)
+    before = len(place_E) - policy.k + 1
     if before > 0:
         # the k-th last exceedance must be of the same machine, among its last n rows, and within the window
         now = slice(policy.k - 1, None)
         enough_E[now] = machine_E[now] == machine_E[:before]
-        enough_E[now] &= index_E[now] - index_E[:before] < policy.n
+        enough_E[now] &= place_E[now] - place_E[:before] < policy.n
         enough_E[now] &= time_us_E[now] - time_us_E[:before] <= policy.window_us
     return enough_E
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Rows sorted by machine and time; `order` sorts the caller's rows."""
+    """Rows sorted by machine and time; `order` sorts the caller's rows.
+
+    `place` says where each row stands among all rows, of which some may be left out that exceed nothing: a machine's
+    last n rows are told by it. Places of different machines are never compared.
+    """
 
     order: IntN
     machine: MachineN
     time_us: IntN
+    place: IntN
     policy: AlertPolicy
 
     @classmethod
     def of(cls, machine_N: MachineN, time_us_N: IntN, policy: AlertPolicy) -> Timeline:
-        """Sort rows."""
+        """Sort rows; none is left out."""
         order = np.lexsort((time_us_N, machine_N))
-        return cls(order, machine_N[order], time_us_N[order], policy)
+        return cls(order, machine_N[order], time_us_N[order], np.arange(len(order)), policy)
+
+    def only(self, kept_H: IntN) -> Timeline:
+        """The timeline of some of its rows (sorted positions): all others exceed nothing."""
+        machine, time_us, place = self.machine[kept_H], self.time_us[kept_H], self.place[kept_H]
+        return Timeline(np.arange(len(kept_H)), machine, time_us, place, self.policy)
 
     def alert_rows(self, exceeds_N: BoolN) -> BoolN:
         """Rows (sorted) that exceed and have k exceedances in their window, themselves included.
@@ -120,7 +130,8 @@ class Timeline:
         """
         index = np.flatnonzero(exceeds_N[self.order])
         alerts = np.zeros(len(self.order), bool)
-        alerts[index[enough_of_last(index, self.machine[index], self.time_us[index], self.policy)]] = True
+        enough = enough_of_last(self.place[index], self.machine[index], self.time_us[index], self.policy)
+        alerts[index[enough]] = True
         return alerts
 
     def episodes(self, alert_rows_N: BoolN) -> Episodes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from pipeline.schema import (
 )
 from pipeline.store import atomic_folder, read_table, write_json, write_table
 from pipeline.train import use_threads
+from pipeline.what_if import grid
 
 EXAMPLES = 3
 WORST = 5
@@ -122,6 +123,7 @@ def evaluate(
     failures: pa.Table,
     truth: pa.Table | None,
     policy: AlertPolicy,
+    figures: Mapping[str, Any],
     params: Params,
     fleet: FleetSpec,
     never_seen: Collection[str] = (),
@@ -139,14 +141,18 @@ def evaluate(
         keep = ~(faulty & (label_N != FAULTY))
         label_N = np.where((label_N == FAULTY) & ~faulty, UNKNOWN, label_N).astype(np.int8)
     unseen = np.isin(np.array(rows.machines, dtype=object)[rows.machine], list(never_seen))
-    verdicts = []
+    verdicts: list[Judgement | None] = []
+    parts = []
     for chosen in (~unseen, unseen):
         machines = set(rows.machine[chosen].tolist())
+        test = judged_rows(scored, label_N, keep & chosen)
+        mine = [event for event in events if event.machine in machines]
+        parts.append((test, mine))
         verdicts.append(
             judge(
-                judged_rows(scored, label_N, keep & chosen),
+                test,
                 calibration,
-                [event for event in events if event.machine in machines],
+                mine,
                 rows.machines,
                 policy,
                 release_detector=params.release.detector,
@@ -161,6 +167,20 @@ def evaluate(
     primary, secondary = verdicts
     if primary is None:
         raise ContractError.of("test rows", got=0, expected="rows of machines that train", where="role test")
+    detector = params.release.detector
+    other_settings = grid(
+        *parts[0],
+        rows.machines,
+        calibration.scores[detector],
+        figures[detector],
+        policy,
+        detector=detector,
+        budget_per_machine_day=params.evaluate.false_episodes_per_machine_day,
+        shifts=params.evaluate.chance_shifts,
+        seed=params.seed,
+        calendar=fleet.time == "absolute",
+    )
+    primary = replace(primary, what_if=other_settings)
     if invented:
         what = "failure" if len(invented) == 1 else "failures"
         primary.figures["notes"].append(f"{len(invented)} logged {what} never happened (simulation).")
@@ -266,6 +286,7 @@ def write_evaluation(folder: Path, judgement: Judgement, scores: pa.Table, drawn
     write_json(folder / "episodes.json", judgement.episodes)
     write_json(folder / "plots/roc.json", judgement.roc)
     write_json(folder / "plots/episodes.json", judgement.curves)
+    write_json(folder / "what_if.json", judgement.what_if)
     write_json(folder / "reconstructions.json", drawn.spectra)
     write_json(folder / "error_profile.json", drawn.profile)
     write_table(folder / "evidence.parquet", drawn.evidence)
@@ -298,7 +319,9 @@ def main() -> None:
     policy, never_seen = AlertPolicy.from_json(calibrated["policy"]), machines_never_seen(split)
     chosen = params.calibrate.model_copy(update={"page_percentile": calibrated["choice"]["page_percentile"]})
     params = params.model_copy(update={"calibrate": chosen})
-    judgement = evaluate(scored, calibration, failures, truth, policy, params, fleet, never_seen)
+    judgement = evaluate(
+        scored, calibration, failures, truth, policy, calibrated["detectors"], params, fleet, never_seen
+    )
     judgement.figures["notes"] += calibrated["notes"]
     with atomic_folder(root / "data/evaluation") as folder:
         history = load_history(raw, split, judgement, fleet, column)

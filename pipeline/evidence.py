@@ -198,7 +198,7 @@ def _alert_of(event: Mapping[str, Any], judgement: Judgement) -> tuple[str, int 
     lead = (judgement.figures.get("in_service") or {}).get("caught", {}).get(event["failure_id"])
     if lead is not None:
         return "page", to_us(event["time"]) - int(lead * MICROSECONDS_PER_HOUR)
-    first = event["detectors"].get(judgement.figures["release_detector"], {}).get("first_alert")
+    first = event["detectors"].get(judgement.figures.get("release_detector"), {}).get("first_alert")
     return ("comparison", to_us(first)) if first else ("last", None)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.alerts import AlertPolicy, MachineN, chains, enough_of_last
+from pipeline.alerts import AlertPolicy, Episodes, MachineN, Timeline, chains, enough_of_last
 from pipeline.errors import ContractError
 from pipeline.log_status import Intervals
 from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, FloatN, IntN
@@ -233,6 +233,7 @@ def advance(
     policy: AlertPolicy,
     now_us: int | None = None,
     off: Intervals | None = None,
+    place_N: IntN | None = None,
 ) -> tuple[PolicyState, Alerts]:
     """The policy over some more rows: the state after them, and the alerts that are final or not yet so.
 
@@ -245,6 +246,8 @@ def advance(
         policy: the alert policy. With another policy than before, carried rows keep their flags.
         now_us: the time by which quiet and silence are told; None: each machine's newest row.
         off: when machines were logged off, by machine code; it must reach back as far as a silence does.
+        place_N: where each row stands among all usable rows of its machine, if rows that exceed nothing are left out;
+            only without a state, without no-data alerts, and where all rows that matter are here.
 
     Raises:
         ContractError: times before 1970.
@@ -262,7 +265,7 @@ def advance(
         raise ContractError.of("times", got="some before 1970", expected="none", where="the rows of the alert policy")
     if (rows.page & ~rows.low).any():
         raise ValueError("got rows above the page tier and not above the low tier, expected none")
-    heard = _Heard.of(PolicyState.empty() if state is None else state, rows, policy.n)
+    heard = _Heard.of(PolicyState.empty() if state is None else state, rows, policy.n, place_N)
     clock_M = heard.memory["newest_row"] if now_us is None else np.maximum(now_us, heard.last_us(heard.stop_M))
     alert_rows, settled_A = heard.alert_rows(policy)
     settled, memory = _walk(heard.memory, alert_rows.take(settled_A), heard.last_us(heard.settle_M), policy)
@@ -273,6 +276,29 @@ def advance(
     alerts = Alerts.joined(settled, others, heard.silences(clock_M, policy, off))
     alerts = replace(alerts, machine=heard.codes[alerts.machine], late_rows=heard.late)
     return heard.state(memory, policy.n), alerts
+
+
+def page_episodes(line: Timeline, low_N: BoolN, page_N: BoolN) -> Episodes:
+    """The policy's pages over a timeline: from the row that pages to the last low alert row of the alert.
+
+    Args:
+        line: rows and policy; silence opens nothing here.
+        low_N: rows, in the caller's order, that exceed the low tier.
+        page_N: that exceed the page tier; they exceed the low one too, whatever `low_N` says.
+    """
+    page = page_N[line.order]
+    rows = PolicyRows(
+        line.machine, line.time_us, low_N[line.order] | page, page, np.ones(len(page), bool), page.astype(np.float64)
+    )
+    _, alerts = advance(None, rows, replace(line.policy, no_data_us=None), place_N=line.place)
+    pages = alerts.take(alerts.paged_us >= 0)
+    bounds = np.searchsorted(line.machine, np.arange(int(line.machine.max(initial=-1)) + 2))
+    found = [
+        [bounds[m] + np.searchsorted(line.time_us[bounds[m] : bounds[m + 1]], moment) for moment in (opened, last)]
+        for m, opened, last in zip(pages.machine.tolist(), pages.paged_us.tolist(), pages.last_us.tolist(), strict=True)
+    ]
+    first_last = np.array(found, np.int64).reshape(-1, 2)
+    return Episodes(first_last[:, 0], first_last[:, 1], line)
 
 
 @dataclass(frozen=True)
@@ -286,6 +312,7 @@ class _Heard:
     memory: npt.NDArray[np.void]
     rows: PolicyRows
     row_P: IntN  # place among the rows of this call; -1: carried
+    place_P: IntN  # among all rows
     start_M: IntN
     fresh_M: IntN
     settle_M: IntN
@@ -293,7 +320,7 @@ class _Heard:
     late: int
 
     @classmethod
-    def of(cls, state: PolicyState, rows: PolicyRows, n: int) -> _Heard:
+    def of(cls, state: PolicyState, rows: PolicyRows, n: int, place_N: IntN | None) -> _Heard:
         """Merge new rows with the carried ones."""
         row_N, rows = _sorted(rows)
         first, stop = _groups(rows.machine)
@@ -322,7 +349,8 @@ class _Heard:
         start_M, stop_M = (np.searchsorted(rows.machine, codes, side) for side in ("left", "right"))
         done = np.searchsorted(codes, rows.machine[np.flatnonzero(settled)])
         fresh_M = start_M + np.bincount(done, minlength=len(codes))
-        return cls(codes, memory, rows, row_N, start_M, fresh_M, np.maximum(fresh_M, stop_M - n), stop_M, late)
+        place_P = np.arange(len(rows)) if place_N is None else place_N[row_N]
+        return cls(codes, memory, rows, row_N, place_P, start_M, fresh_M, np.maximum(fresh_M, stop_M - n), stop_M, late)
 
     def last_us(self, stop_M: IntN) -> IntN:
         """Time of each machine's last row before those positions; -1 where there is none."""
@@ -333,7 +361,7 @@ class _Heard:
         rows, found = self.rows, []
         for exceeds in (rows.low, rows.page):
             index = np.flatnonzero(exceeds)
-            found.append(index[enough_of_last(index, rows.machine[index], rows.time_us[index], policy)])
+            found.append(index[enough_of_last(self.place_P[index], rows.machine[index], rows.time_us[index], policy)])
         index = found[0]
         index = index[index >= self.fresh_M[np.searchsorted(self.codes, rows.machine[index])]]
         machine = np.searchsorted(self.codes, rows.machine[index])

@@ -55,7 +55,7 @@ def test_figures_have_the_published_form_and_the_report_stands_beside(tmp_path: 
     figures = run_backtest(request, QUICK, tmp_path / "out", say=lambda _line: None)
     assert figures == json.loads((tmp_path / "out/metrics.json").read_text())
     assert figures["dataset"] | {"rows": 1200, "machines": 3, "bins": 16, "failures": 3} == figures["dataset"]
-    assert set(figures["detectors"]) == set(DEFAULT_DETECTORS)
+    assert set(figures["detectors"]) == {*DEFAULT_DETECTORS, "ensemble"}
     for name, row in figures["detectors"].items():
         assert row.keys() >= FIGURES
         for key in FIGURES:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.alerts import MINUTE, AlertPolicy, Timeline
-from pipeline.judging.curves import MOST_POINTS, CurvePoint, alert_levels, curve_rows, only_rows, swept
+from pipeline.judging.curves import MOST_POINTS, CurvePoint, alert_levels, curve_rows, swept
 from pipeline.judging.judged import Event, Outcome
 from pipeline.judging.outcomes import outcome_at
 
@@ -94,7 +94,7 @@ def test_some_rows_of_a_timeline_keep_their_windows(rng) -> None:
     line = line_of(POLICIES[1], rng)
     scores = rng.normal(size=len(line.machine))[line.order]
     kept = np.flatnonzero(scores > 0.5)
-    part = only_rows(line, kept)
+    part = line.only(kept)
     back = np.empty(len(scores))
     back[line.order] = scores
     assert np.array_equal(kept[part.alert_rows(scores[kept] > 1)], np.flatnonzero(line.alert_rows(back > 1)))

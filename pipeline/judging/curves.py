@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.alerts import Episodes, Timeline
 from pipeline.judging.judged import Event, Outcome
 from pipeline.judging.outcomes import outcome_at
-from pipeline.schema import BoolN, FloatN, IntN
+from pipeline.schema import BoolN, FloatN
 
 MOST_POINTS = 60
 TIMES_BUDGET = 5.0  # how far the curve goes
@@ -96,21 +96,10 @@ def _held(
         rows = min(rows, len(healthy) - 1)
         floor = float(np.partition(healthy, len(healthy) - 1 - rows)[len(healthy) - 1 - rows])
         kept = np.flatnonzero(sorted_N > floor)
-        held = only_rows(line, kept)
+        held = line.only(kept)
         if rows == len(healthy) - 1 or outcome_at(np.ones(len(kept), bool), held, events).false_episodes > most_false:
             return held, sorted_N[kept], floor
         rows *= MORE_ROWS
-
-
-def only_rows(line: Timeline, kept_H: IntN) -> Timeline:
-    """The timeline of some of its rows (sorted positions), with the windows that they have in the whole."""
-    return replace(
-        line,
-        order=np.arange(len(kept_H)),
-        machine=line.machine[kept_H],
-        time_us=line.time_us[kept_H],
-        first=np.searchsorted(kept_H, line.first[kept_H]),
-    )
 
 
 def alert_levels(scores_H: FloatN, line: Timeline) -> FloatN:
@@ -125,7 +114,8 @@ def alert_levels(scores_H: FloatN, line: Timeline) -> FloatN:
     highest_HK = np.full((len(scores_H), k), -np.inf)  # the k largest of each window
     for back in range(min(line.policy.n, len(scores_H))):
         place = index - back
-        inside = place >= line.first
+        inside = (place >= 0) & (line.machine == line.machine[place]) & (line.place - line.place[place] < line.policy.n)
+        inside &= line.time_us - line.time_us[place] <= line.policy.window_us
         if not inside.any():
             break
         value_H = np.where(inside, scores_H[place], -np.inf)

@@ -73,6 +73,7 @@ class Judgement:
     episodes: list[dict[str, Any]]
     roc: list[dict[str, Any]]
     curves: list[dict[str, Any]] = field(default_factory=list)  # see `curve_rows`
+    what_if: dict[str, Any] = field(default_factory=dict)  # see `what_if.grid`
 
 
 def iso(time_us: int) -> str:

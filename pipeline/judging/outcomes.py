@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from pipeline.alerts import Timeline
+from pipeline.alerts import Episodes, Timeline
 from pipeline.intervals import wilson
 from pipeline.judging.judged import Event, JudgedRows, Outcome, iso, rounded
 from pipeline.schema import MICROSECONDS_PER_HOUR, FloatN
@@ -40,7 +40,11 @@ def forgiven_rows(test: JudgedRows, events: Sequence[Event]) -> npt.NDArray[np.b
 
 def outcome_at(exceeds_N: npt.NDArray[np.bool_], line: Timeline, events: Sequence[Event]) -> Outcome:
     """Caught failures and false episodes of alerts at one threshold."""
-    episodes = line.episodes(line.alert_rows(exceeds_N))
+    return outcome_of(line.episodes(line.alert_rows(exceeds_N)), events)
+
+
+def outcome_of(episodes: Episodes, events: Sequence[Event]) -> Outcome:
+    """Caught failures and false ones among alert episodes."""
     outcome = Outcome(episodes=episodes)
     kind = np.full(len(episodes), "false", dtype=object)
     opened, closed, machine = episodes.opened_us, episodes.closed_us, episodes.machine
@@ -65,7 +69,7 @@ def caught_by_chance(
 ) -> float | None:
     """Mean number of failures caught when each machine's alerts are shifted in a circle by a random number of rows.
 
-    The rule is that of `outcome_at`: an alert opens in the window, or opened in the stretch before it and still stands.
+    The rule is that of `outcome_of`: an alert opens in the window, or opened in the stretch before it and still stands.
     """
     if not events:
         return None

@@ -8,8 +8,9 @@ from typing import Any
 from pipeline.alerts import Timeline
 from pipeline.intervals import rate_with_interval
 from pipeline.judging.judged import HEALTHY, Event, JudgedRows, iso
-from pipeline.judging.outcomes import failure_of, outcome_at
+from pipeline.judging.outcomes import failure_of, outcome_of
 from pipeline.params import CalibrateParams
+from pipeline.policy_state import page_episodes
 from pipeline.schema import MICROSECONDS_PER_DAY
 
 
@@ -25,7 +26,10 @@ def judge_tiers(
     seed: int,
     nulls: dict[str, str],
 ) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """The release's own detector as it would serve: tiers with the rates they reach, and the page tier's alerts."""
+    """The release's own detector as it would serve: tiers with the rates they reach, and the policy's pages.
+
+    A page stands from the row that pages to the last low alert row of its alert (`policy_state`).
+    """
     healthy = test.label == HEALTHY
     score, healthy_score = test.scores[detector], calibration.scores[detector]
     blocks = (calibration.machine, calibration.time_us // MICROSECONDS_PER_DAY)
@@ -46,9 +50,9 @@ def judge_tiers(
         }
         if found.low is None:
             nulls["tiers"] = found.note or "There are no later healthy rows."
-    exceeds = score > tiers["page"]["threshold"]
-    outcome = outcome_at(exceeds, line, events)
-    episodes = line.episodes(line.alert_rows(exceeds))
+    low, page = (score > tiers[tier]["threshold"] for tier in ("low", "page"))
+    episodes = page_episodes(line, low, page)
+    outcome = outcome_of(episodes, events)
     listed = [
         {
             "machine_id": machines[m],

@@ -52,6 +52,7 @@ class ReportData:
     calibration_scores: pa.Table | None = None  # data/calibration/scores.parquet
     roc: Sequence[Mapping[str, Any]] = ()  # data/evaluation/plots/roc.json
     curves: Sequence[Mapping[str, Any]] = ()  # data/evaluation/plots/episodes.json
+    what_if: Mapping[str, Any] | None = None  # data/evaluation/what_if.json
     reconstructions: Sequence[Mapping[str, Any]] | None = None  # data/evaluation/reconstructions.json
     error_profile: Mapping[str, Any] | None = None  # data/evaluation/error_profile.json
     evidence: pa.Table | None = None  # data/evaluation/evidence.parquet
@@ -122,6 +123,7 @@ def gather(root: Path | str, params: Params) -> ReportData:
         episodes=_list(data / "evaluation" / "episodes.json") or (),
         roc=_list(data / "evaluation" / "plots" / "roc.json") or (),
         curves=_list(data / "evaluation" / "plots" / "episodes.json") or (),
+        what_if=_object(data / "evaluation" / "what_if.json"),
         reconstructions=_list(data / "evaluation" / "reconstructions.json"),
         error_profile=_object(data / "evaluation" / "error_profile.json"),
         evidence=read_table(evidence) if evidence.exists() else None,

@@ -30,6 +30,7 @@ from pipeline.report_page.data import ReportData, detector_order, test_scores, t
 from pipeline.report_page.judgement import null_reason
 from pipeline.report_page.over_time import over_time_group
 from pipeline.report_page.score_charts import rate_chart, tail_chart
+from pipeline.report_page.what_if import what_if_chart
 
 TIERS = ("low", "page")
 LISTED = 5
@@ -43,6 +44,8 @@ def thresholds_section(data: ReportData) -> Section:
     blocks += [table for table in (tiers, basis) if table]
     charts = _charts(data)
     blocks += [Charts(charts)] if charts else []
+    other = what_if_chart(data.what_if) if data.what_if else None
+    blocks += [Charts([other])] if other else []
     setters = _setters_table(data)
     blocks += [setters] if setters else []
     calibrated = _calibrated_table(data)
