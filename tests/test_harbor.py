@@ -1,0 +1,214 @@
+"""The parts of benchmarks/harbor.py that decide what its figures mean, on a fleet of twelve machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.alerts import AlertPolicy, Timeline
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORTED = (
+    "events",
+    "events_by_chance",
+    "events_caught_energy",
+    "events_caught_ensemble",
+    "events_caught_pca",
+    "false_pages_per_day",
+    "false_pages_upper",
+    "low_fpr",
+    "low_fpr_ci",
+    "median_lead_time_hours",
+    "naive_pages_per_day",
+    "page_fpr",
+    "page_fpr_ci",
+    "peak_rss_gib",
+    "physics",
+    "wall_s",
+)
+
+
+@pytest.fixture(scope="module")
+def harbor():
+    spec = importlib.util.spec_from_file_location("harbor", ROOT / "benchmarks/harbor.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["harbor"] = module  # its dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def setup(harbor):
+    return harbor.Setup(
+        seed=1,
+        machines=12,
+        interval_seconds=600,
+        days=120,
+        train_days=50,
+        calibration_days=21,
+        train_rows=3_600,
+        calibration_hours=96,
+        budget_days=24,
+        healthy_days=36,
+        tune_failures=2,
+        test_failures=2,
+        detectors=("pca", "energy_zscore"),
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("scores")
+
+
+@pytest.fixture(scope="module")
+def result(harbor, setup, cache):
+    return harbor.measured([setup], cache)
+
+
+def test_a_fleet_goes_through_the_real_stages_to_every_reported_figure(result, setup) -> None:
+    fleet = result["by_fleet"][0]
+    assert all(result[key] is not None for key in REPORTED if key != "median_lead_time_hours")
+    assert result["physics_as_closed"]
+    assert set(fleet["detectors"]) == {*setup.detectors, "ensemble"}
+    assert fleet["training"]["cleaned"]
+    assert fleet["training"]["train_rows"] > 2_000
+    assert 0 < fleet["training"]["ill_share"] < 0.2
+    assert 30 < fleet["machine_days"] < 36 + 2 * 7
+    for figures in fleet["detectors"].values():
+        assert figures["events_caught"] <= fleet["events"] == 2
+        assert figures["false_pages_upper"] > figures["false_pages_per_day"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_scores_in_the_cache_give_the_same_figures_without_training(harbor, setup, cache, result, monkeypatch) -> None:
+    monkeypatch.setattr(harbor, "train_all", None)
+    monkeypatch.setattr(harbor, "score_part", None)
+    again = harbor.measured([setup], cache)["by_fleet"][0]
+    first = result["by_fleet"][0]
+    assert {key: again[key] for key in again if key != "wall_s"} == {
+        key: first[key] for key in first if key != "wall_s"
+    }
+
+
+def test_confirmed_pages_leave_only_truly_healthy_days_to_the_budget(harbor, setup, cache, result) -> None:
+    confirmed = harbor.measured([setup], cache, confirmed=True)
+    assert confirmed["confirmed"]
+    assert all(not figures["budget_pages_ill_in_truth"] for figures in confirmed["by_fleet"][0]["detectors"].values())
+    _, judged = harbor.calibrated(harbor.scored_fleet(setup, cache), 600_000_000, harbor.settings_of(setup))
+    budget = judged["budget"]
+    ill = result["by_fleet"][0]["budget_days_ill_in_truth"]
+    assert 0 < ill == budget.ill_S.sum()
+    assert budget.days - ill - 0.5 < budget.without_ill().days < budget.days - 0.5
+
+
+def test_what_judges_is_later_and_nothing_is_used_twice(harbor, setup) -> None:
+    plant = harbor.Plant(setup)
+    planned = harbor.plan(plant)
+    assert max(stretch.end for stretch in planned.training) <= setup.train_days
+    parts = planned.parts
+    for what in ("calibration", "budget"):
+        days = [stretch.begin for stretch in parts[what].stretches]
+        assert setup.train_days + harbor.HORIZON <= min(days)
+        assert max(days) < setup.calibration[1]
+    assert min(stretch.begin for stretch in parts["test"].stretches) >= setup.calibration[1] + harbor.HORIZON
+    early = [(each.machine, int(each.begin)) for what in ("calibration", "budget") for each in parts[what].stretches]
+    assert len(set(early)) == len(early) == setup.calibration_hours + setup.budget_days
+    assert not {event.failure_id for event in parts["tune"].events} & {
+        event.failure_id for event in parts["test"].events
+    }
+    for stretch in parts["test"].stretches:
+        if not stretch.window:
+            mine = [fault for fault in plant.history.faults if fault.machine == stretch.machine]
+            assert all(fault.end <= stretch.begin or fault.onset >= stretch.end for fault in mine)
+
+
+def test_training_hours_are_each_machines_own_or_the_same_of_all(harbor, setup) -> None:
+    for hours, same in (("machine", False), ("fleet", True)):
+        planned = harbor.plan(harbor.Plant(dataclasses.replace(setup, hours=hours)))
+        begins = [{s.begin for s in planned.training if s.machine == machine} for machine in range(12)]
+        assert {len(mine) for mine in begins} == {50}  # 3,600 rows of 12 machines and 6 an hour
+        assert (begins[0] == begins[1]) is same
+
+
+def test_rows_of_a_stretch_are_those_that_a_scorer_takes(harbor, setup) -> None:
+    plant = harbor.Plant(setup)
+    first = harbor.plan(plant).parts["test"].stretches[0]
+    heard = plant.hear(first)
+    assert 900 < len(heard) <= 1_008  # seven days, an hour lost now and then
+    assert (np.diff(heard.time_us_N) > 0).all()
+    assert np.isfinite(heard.spectra_NF).all()
+    assert (heard.spectra_NF >= 0).all()
+
+
+def test_a_failure_is_positive_from_its_true_onset(harbor, setup) -> None:
+    plant = harbor.Plant(setup)
+    part = harbor.plan(plant).parts["test"]
+    windows = {stretch.circle: stretch for stretch in part.stretches if stretch.window}
+    for event in part.events:
+        window = windows[event.machine]
+        fault = next(f for f in plant.history.faults if f.machine == window.machine and f.end == window.end)
+        onset = max(0.0, fault.onset - window.begin)
+        assert event.start_us == pytest.approx(onset * harbor.DAY, abs=1)
+        assert event.end_us == round(harbor.HORIZON * harbor.DAY)
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (3, 5), (12, 20)])
+def test_episodes_found_in_the_rows_that_exceed_are_those_of_the_alert_policy(harbor, k, n) -> None:
+    rng = np.random.default_rng(3)
+    machine = np.repeat(np.arange(4, dtype=np.int32), 2_000)
+    time_us = np.tile(np.cumsum(rng.integers(1, 3, 2_000)) * 10_000_000, 4)
+    score = np.convolve(rng.normal(size=8_000), np.ones(8), "same").astype(np.float32)
+    line = Timeline.of(machine, time_us, AlertPolicy(k, n, 15 * n * 1_000_000, 300_000_000))
+    for threshold in (-1.0, 0.5, 2.0, 4.0, 99.0):
+        found, known = harbor.episodes_above(line, score, threshold), line.episodes(line.alert_rows(score > threshold))
+        np.testing.assert_array_equal(found.first, known.first)
+        np.testing.assert_array_equal(found.last, known.last)
+
+
+def test_every_mode_has_its_turn_and_too_few_failures_are_refused(harbor) -> None:
+    pool = [harbor.Failure(index, mode, 1.0, 9.0, True) for mode in "abc" for index in range(6 if mode == "a" else 2)]
+    rng = np.random.default_rng(0)
+    modes = [failure.mode for failure in harbor.taken_in_turn(pool, 6, rng, "x")]
+    assert sorted(modes) == ["a", "a", "b", "b", "c", "c"]
+    with pytest.raises(UserError, match="got 10 failures, expected 11"):
+        harbor.taken_in_turn(pool, 11, rng, "x")
+
+
+def test_machine_days_are_spread_over_machines_and_weeks(harbor) -> None:
+    free = np.ones((20, 28), bool)
+    free[3, 4:] = False
+    chosen = harbor.spread(free, 80, np.random.default_rng(1), "x")
+    assert len(set(chosen)) == 80
+    machine, day = np.array(chosen).T
+    assert (np.bincount(machine) == 4).all()
+    assert (np.bincount(day[machine != 3] // 7) == 19).all()
+    with pytest.raises(UserError, match="expected 600"):
+        harbor.spread(free, 600, np.random.default_rng(1), "x")
+
+
+def test_epochs_change_the_networks_and_nothing_else(harbor, setup) -> None:
+    few = harbor.settings_of(dataclasses.replace(setup, epochs=4)).train
+    usual = harbor.settings_of(setup).train
+    assert (few.autoencoder.optimiser.max_epochs, few.vae.optimiser.max_epochs, few.vae.warmup_epochs) == (4, 4, 2)
+    assert few.pca == usual.pca
+    assert few.autoencoder.latent == usual.autoencoder.latent
+
+
+def test_bounds_widen_where_machines_differ(harbor) -> None:
+    even, uneven = (
+        harbor.dispersion(np.full(20, 2.0), np.ones(20)),
+        harbor.dispersion(np.r_[40.0, np.zeros(19)], np.ones(20)),
+    )
+    assert even == 1.0
+    assert uneven == pytest.approx(40.0)
+    assert harbor.upper_bound(40, uneven) > 2 * harbor.upper_bound(40, even) > 80
