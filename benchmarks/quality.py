@@ -459,7 +459,7 @@ def main() -> None:
         sets["adbench"] = tables
     tests = sign_flips(results)
     result = {"seeds": list(options.seeds), "seconds": round(time.perf_counter() - begin), "sign_flip": tests}
-    result |= {"goals": goals(sets, tests, params.release.detector), "sets": sets}
+    result |= {"goals": goals(sets, tests, params.explaining_detector), "sets": sets}
     show(result)
     print(json.dumps(result))
 

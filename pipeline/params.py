@@ -420,7 +420,7 @@ class EvaluateParams(Section):
 class ReleaseParams(Section):
     """What goes into service."""
 
-    detector: ScoreName = "autoencoder"  # its tiers raise alerts; or ensemble
+    detector: ScoreName = "ensemble"  # its tiers raise alerts; or one detector
     reference_rows: Annotated[int, Field(ge=100, le=200_000)] = 6000
 
 

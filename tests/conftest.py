@@ -36,6 +36,8 @@ if Path(getattr(sitecustomize, "__file__", "")).parent != LOOPBACK:
     assert spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
+collect_ignore = ["loopback"]  # Debian's Python has a sitecustomize of its own, and no two modules have one name
+
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A refused connection that a test has not accounted for fails the suite, whoever swallowed the error."""

@@ -111,7 +111,7 @@ def test_across_machines_judges_every_machine_by_the_others(tmp_path: Path) -> N
     )
     figures = run_backtest(request, QUICK, tmp_path / "out", say=lambda _line: None)
     assert set(figures["per_machine"]) == {"pump 0", "pump 1", "pump 2"}
-    assert figures["release_detector"] == "pca"
+    assert figures["release_detector"] == "ensemble"
     assert figures["detectors"]["squared_distance"]["auroc"] > 0.8
     assert figures["detectors"]["pca"]["false_episodes_per_day"] is None
 
