@@ -16,7 +16,6 @@ from pipeline.report_page.blocks import (
     Items,
     Section,
     Table,
-    Text,
     as_map,
     as_number,
     count,
@@ -29,6 +28,7 @@ from pipeline.report_page.colours import detector_label
 from pipeline.report_page.data import ReportData, detector_order, test_scores, threshold_setters
 from pipeline.report_page.judgement import null_reason
 from pipeline.report_page.over_time import over_time_group
+from pipeline.report_page.policy import policy_blocks
 from pipeline.report_page.score_charts import rate_chart, tail_chart
 from pipeline.report_page.what_if import what_if_chart
 
@@ -50,9 +50,9 @@ def thresholds_section(data: ReportData) -> Section:
     blocks += [setters] if setters else []
     calibrated = _calibrated_table(data)
     blocks += [calibrated] if calibrated else []
-    policy = _policy_sentence(as_map(calibration.get("policy")))
-    blocks += [Text(policy)] if policy else []
-    said = [str(text) for text in calibration.get("notes") or []]
+    blocks += policy_blocks(data)
+    of_choice = as_map(calibration.get("choice")).get("notes") or []
+    said = [str(text) for text in calibration.get("notes") or [] if text not in of_choice]
     blocks += [Items(said, "Said by the calibration")] if said else []
     blocks += over_time_group(data)
     lead = (
@@ -101,17 +101,6 @@ def _charts(data: ReportData) -> list[Chart]:
         found.append(tail_chart(data.detector, scores[data.detector], tiers, data.thresholds(data.detector)))
     found.append(rate_chart(as_map(as_map(data.calibration).get("detectors")), detector_order(data)))
     return [chart for chart in found if chart]
-
-
-def _policy_sentence(policy: Mapping[str, Any]) -> str:
-    k, n = as_number(policy.get("k")), as_number(policy.get("n"))
-    if k is None or n is None:
-        return ""
-    minutes = as_number(policy.get("window_minutes")) or (as_number(policy.get("window_us")) or 0) / 60e6
-    window = f" that are no older than {number(minutes)} minutes" if minutes else ""
-    return (
-        f"A page opens when {count(k)} of a machine's last {plural(int(n), 'row')}{window} exceed the page threshold."
-    )
 
 
 def _tier_table(data: ReportData) -> Table | None:
