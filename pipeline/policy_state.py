@@ -253,6 +253,7 @@ def advance(
         ContractError: times before 1970.
         ValueError: rows of the page tier that are not of the low tier.
 
+    >>> from pipeline.alerts import MINUTE
     >>> rows = PolicyRows.above(np.zeros(4, np.int32), np.arange(4) * MINUTE, np.array([1.0, 6.0, 9.5, 5.5]), 5.0, 9.0)
     >>> state, alerts = advance(None, rows, AlertPolicy(1, 1, MINUTE, 30 * MINUTE))
     >>> (alerts.opened_us // MINUTE, alerts.paged_us // MINUTE, alerts.last_us // MINUTE, alerts.closed_us)
