@@ -148,6 +148,17 @@ class LimitSpec(BaseModel):
         return float("inf") if zones is None else zones[2]
 
 
+class BearingSpec(BaseModel):
+    """fleet.yaml's `bearings:`: geometry and speed of a machine's bearing, from which its fault frequencies follow."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rolling_elements: Annotated[int, Field(ge=3, le=500)]
+    diameter_ratio: Annotated[float, Field(gt=0, lt=1)]  # of a rolling element to the pitch circle
+    contact_degrees: Annotated[float, Field(ge=0, lt=90)] = 0.0
+    speed_rpm: Annotated[float, Field(gt=0)]  # of the shaft
+
+
 class FleetSpec(BaseModel):
     """fleet.yaml: what the numbers of a data set mean."""
 
@@ -165,6 +176,7 @@ class FleetSpec(BaseModel):
     timezone: Annotated[str, AfterValidator(_known_zone)] = "UTC"
     time: Literal["absolute", "relative"] = "absolute"
     limits: LimitSpec | None = None  # of vibration, for the detector absolute_limit
+    bearings: dict[str, BearingSpec] | None = None  # by machine; "*": of all others
     maintenance: MaintenanceLayout | None = None  # of the source; a snapshot has none
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "fleet"
     source: SourceLayout | None = None  # how the files hold it; None: in the form of the contract
@@ -190,6 +202,17 @@ class FleetSpec(BaseModel):
         if self.feature_names is not None and len(self.feature_names) != self.bins:
             raise ValueError(f"got {len(self.feature_names)} feature_names, expected one per bin ({self.bins})")
         return self
+
+    def band_hz(self, index: int) -> tuple[float, float] | None:
+        """The band of a bin in Hz, where the edges are known."""
+        bands = self.bins // len(self.axes or ("",))
+        edges = self.band_edges_hz
+        return None if edges is None or self.feature_names else (edges[index % bands], edges[index % bands + 1])
+
+    def bearing_of(self, machine: str) -> BearingSpec | None:
+        """The bearing of a machine, where it is known."""
+        known = self.bearings or {}
+        return known.get(machine, known.get("*"))
 
     def band_name(self, index: int) -> str:
         """A bin's name for people: the feature's name, or its band in Hz where the edges are known; and the axis.

@@ -9,6 +9,7 @@ import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +17,9 @@ import pyarrow as pa
 from pipeline.calibrate import TIERS
 from pipeline.epochs import EpochStarts, microseconds
 from pipeline.errors import ContractError
-from pipeline.policy_state import PolicyRows, advance
 from pipeline.release import Release
 from pipeline.rows import RowKeys, conditions_of
+from pipeline.run_alerts import ALERTS, TIER_NAMES, DayScores, run_alerts
 from pipeline.schema import (
     BASELINES,
     ENSEMBLE,
@@ -38,10 +39,9 @@ from pipeline.schema import (
     time_column,
     times_us,
 )
-from pipeline.store import day_files, read_table, read_with_context, write_table
+from pipeline.store import day_files, read_table, read_with_context, write_json, write_table
 from pipeline.train import use_threads
 
-TIER_NAMES = ("none", "low", "page")
 TOP_BINS = 5
 
 
@@ -57,18 +57,6 @@ class ScoreSummary:
     last: dt.datetime | None
 
 
-@dataclass(frozen=True)
-class DayScores:
-    """Scores of one day's rows."""
-
-    machine: np.ndarray
-    machines: list[str]
-    time_us: np.ndarray
-    tier: np.ndarray
-    usable: BoolN
-    unscored: int
-
-
 def score_data_set(
     release: Release,
     data_set: Path,
@@ -77,6 +65,8 @@ def score_data_set(
     until: dt.datetime | None = None,
 ) -> ScoreSummary:
     """Score a data set of the contract and write its score log, one Parquet file per day, replaced atomically.
+
+    Beside it stands `alerts.json`: the alerts that the release's policy opens over the rows of this run.
 
     Args:
         release: in service, or any other.
@@ -103,7 +93,9 @@ def score_data_set(
         day = score_day(release, path, output / path.name, epochs, low, high)
         if day is not None:
             scored.append(day)
-    return _summary(release, scored)
+    alerts = run_alerts(release, output, scored, maintenance)
+    write_json(output / ALERTS, alerts)
+    return _summary(alerts, scored)
 
 
 def score_day(
@@ -128,6 +120,7 @@ def score_day(
     if release.fleet.kind == "spectrum":
         usable = np.asarray(usable & (np.nan_to_num(spectra) >= 0).all(axis=1))
     scores, tier, top = score_columns(release, spectra, keys, usable)
+    rarity = -np.log10(scores[f"tail_{release.detector}"].to_numpy(zero_copy_only=False).astype(np.float64))
     columns = {
         "file": dictionary_column(np.zeros(len(chosen), np.int16), [path.name]),
         "row": pa.array(chosen.astype(np.int32)),
@@ -142,7 +135,7 @@ def score_day(
     schema = score_log_schema(release.manifest["members"])
     scored = pa.table([columns[name] for name in schema.names], schema=schema)
     write_table(output, scored if whole else with_rows_before(scored, output))
-    return DayScores(machine, machines, time_us, tier, usable, int((~usable).sum()))
+    return DayScores(path.name, chosen, machine, machines, time_us, tier, rarity)
 
 
 def with_rows_before(scored: pa.Table, output: Path) -> pa.Table:
@@ -215,22 +208,7 @@ def top_bins(
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(best.reshape(-1)), mask=pa.array(~has))
 
 
-def count_pages(release: Release, days: list[DayScores]) -> int:
-    """Alerts of the release's policy that become pages, over all scored rows."""
-    names = sorted({machine for day in days for machine in day.machines})
-    index = {name: code for code, name in enumerate(names)}
-    machine = np.concatenate([np.array([index[name] for name in day.machines])[day.machine] for day in days])
-    time_us = np.concatenate([day.time_us for day in days])
-    tier = np.concatenate([day.tier for day in days])
-    low, page = (tier >= TIER_NAMES.index(name) for name in ("low", "page"))
-    usable = np.concatenate([day.usable for day in days])
-    # only the peak looks at scores
-    rows = PolicyRows(machine.astype(np.int32), time_us, low, page, usable, tier.astype(np.float64))
-    _, alerts = advance(None, rows, release.policy)
-    return int((alerts.paged_us >= 0).sum())
-
-
-def _summary(release: Release, days: list[DayScores]) -> ScoreSummary:
+def _summary(alerts: list[dict[str, Any]], days: list[DayScores]) -> ScoreSummary:
     if not days:
         return ScoreSummary(0, 0, 0, 0, None, None)
     machines = {day.machines[code] for day in days for code in np.unique(day.machine)}
@@ -239,7 +217,8 @@ def _summary(release: Release, days: list[DayScores]) -> ScoreSummary:
         for value in (min(int(day.time_us.min()) for day in days), max(int(day.time_us.max()) for day in days))
     ]
     rows = sum(len(day.machine) for day in days)
-    return ScoreSummary(rows, len(machines), count_pages(release, days), sum(day.unscored for day in days), *moments)
+    pages = sum(alert["paged"] is not None for alert in alerts)
+    return ScoreSummary(rows, len(machines), pages, sum(int(np.isnan(day.rarity).sum()) for day in days), *moments)
 
 
 def _files_between(files: list[Path], low_us: int, high_us: int) -> list[Path]:
