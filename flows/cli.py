@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import layout_options
+from flows.layout_options import GivenLayout, takes_layout
 from flows.quarantine_commands import quarantine
 from flows.recalibrate_command import recalibrate
 from flows.what_if_command import what_if
@@ -113,6 +113,7 @@ def check(
 
 
 @app.command()
+@takes_layout
 def ingest(
     source: Annotated[
         str, typer.Argument(help="A file, a folder of them, a data set, or a URI (s3://, gs://, abfs://, file://).")
@@ -123,25 +124,9 @@ def ingest(
         str, typer.Option(help="absolute, or relative: dates are synthetic, spacing is real.")
     ] = "absolute",
     label_column: Annotated[str | None, typer.Option(help="1 faulty, 0 healthy, -1 unknown.")] = None,
-    machine: layout_options.Machine = None,
-    map_: layout_options.Map = None,
-    path_pattern: layout_options.PathPattern = None,
-    timestamp_format: layout_options.TimestampFormat = None,
-    files: layout_options.Files = None,
-    format_: layout_options.Format = None,
-    kind: layout_options.Kind = None,
-    start: layout_options.Start = None,
-    interval: layout_options.Interval = None,
-    unit_in: layout_options.UnitIn = None,
-    unit: layout_options.Unit = None,
-    decimal: layout_options.Decimal = None,
-    sample_rate: layout_options.SampleRate = None,
-    window: layout_options.Window = None,
-    overlap: layout_options.Overlap = None,
-    bands: layout_options.Bands = None,
-    band: layout_options.Band = None,
-    channel: layout_options.Channel = None,
     params: ParamsOption = DEFAULT_PARAMS,
+    *,
+    given: GivenLayout,
 ) -> None:
     """Bring spectra into the project's form: day files, a maintenance log, fleet.yaml."""
     from pipeline.ingest import ingest as run
@@ -149,28 +134,9 @@ def ingest(
 
     _check_time(time)
     settings = _params(params)
-    given = {"timezone": timezone, "time": time, "label_column": label_column}
-    how = _with_options(settings.ingest, IngestParams, given)
+    stated = {"timezone": timezone, "time": time, "label_column": label_column}
+    how = _with_options(settings.ingest, IngestParams, stated)
     split = settings.split
-    layout = layout_options.layout_of(
-        source,
-        map_,
-        channel,
-        machine_id=machine,
-        path=path_pattern,
-        timestamp_format=timestamp_format,
-        files=files,
-        format=format_,
-        start=start,
-        interval_seconds=interval,
-        unit=unit_in,
-        decimal=decimal,
-        sample_rate_hz=sample_rate,
-        window_samples=window,
-        overlap=overlap,
-        bands=bands,
-        band=band,
-    )
     summary = run(
         source,
         out,
@@ -178,9 +144,9 @@ def ingest(
         horizon_hours=split.horizon_hours,
         tune_share=split.tune_failure_share,
         unseen_share=split.unseen_machine_share,
-        layout=layout,
-        unit=unit,
-        kind=layout_options.checked_kind(kind),
+        layout=given.layout(source),
+        unit=given.unit,
+        kind=given.kind,
     )
     for warning in summary.warnings:
         _say(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
@@ -209,6 +175,7 @@ def build(
 
 
 @app.command()
+@takes_layout
 def backtest(
     data: Annotated[Path, typer.Argument(help="A file, a folder of them, or a data set, with labels.")],
     out: Annotated[Path, typer.Option(help="Folder for metrics.json and report.html.")],
@@ -224,25 +191,9 @@ def backtest(
     ] = "absolute",
     detectors: Annotated[list[str] | None, typer.Option(help="Names, repeated or with commas; default: all.")] = None,
     across_machines: Annotated[bool, typer.Option(help="Leave each machine out in turn.")] = False,
-    machine: layout_options.Machine = None,
-    map_: layout_options.Map = None,
-    path_pattern: layout_options.PathPattern = None,
-    timestamp_format: layout_options.TimestampFormat = None,
-    files: layout_options.Files = None,
-    format_: layout_options.Format = None,
-    kind: layout_options.Kind = None,
-    start: layout_options.Start = None,
-    interval: layout_options.Interval = None,
-    unit_in: layout_options.UnitIn = None,
-    unit: layout_options.Unit = None,
-    decimal: layout_options.Decimal = None,
-    sample_rate: layout_options.SampleRate = None,
-    window: layout_options.Window = None,
-    overlap: layout_options.Overlap = None,
-    bands: layout_options.Bands = None,
-    band: layout_options.Band = None,
-    channel: layout_options.Channel = None,
     params: ParamsOption = DEFAULT_PARAMS,
+    *,
+    given: GivenLayout,
 ) -> None:
     """Train on the healthy past of a recording, calibrate, and judge what comes after."""
     from flows.summary import comparison_table
@@ -250,25 +201,6 @@ def backtest(
 
     _check_time(time)
     names = tuple(name.strip() for item in detectors or [] for name in item.split(",") if name.strip())
-    layout = layout_options.layout_of(
-        data,
-        map_,
-        channel,
-        machine_id=machine,
-        path=path_pattern,
-        timestamp_format=timestamp_format,
-        files=files,
-        format=format_,
-        start=start,
-        interval_seconds=interval,
-        unit=unit_in,
-        decimal=decimal,
-        sample_rate_hz=sample_rate,
-        window_samples=window,
-        overlap=overlap,
-        bands=bands,
-        band=band,
-    )
     request = BacktestRequest(
         source=data,
         label_column=label_column,
@@ -279,9 +211,9 @@ def backtest(
         time=time,
         detectors=names,
         across_machines=across_machines,
-        layout=layout,
-        unit=unit,
-        kind=layout_options.checked_kind(kind),
+        layout=given.layout(data),
+        unit=given.unit,
+        kind=given.kind,
     )
     figures = run_backtest(request, _params(params), out, say=lambda line: _say(f"[dim]{escape(str(line))}[/dim]"))
     for note in figures["notes"]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -57,6 +60,70 @@ Channel = Annotated[
     list[str] | None,
     typer.Option("--channel", help="Of waveforms, repeated: a name, a pattern or axis=name.", rich_help_panel=PANEL),
 ]
+
+
+# the command's parameter, what SourceLayout or WaveformLayout calls it, and its option
+OPTIONS: dict[str, tuple[str | None, Any]] = {
+    "machine": ("machine_id", Machine),
+    "map_": (None, Map),
+    "path_pattern": ("path", PathPattern),
+    "timestamp_format": ("timestamp_format", TimestampFormat),
+    "files": ("files", Files),
+    "format_": ("format", Format),
+    "kind": (None, Kind),
+    "start": ("start", Start),
+    "interval": ("interval_seconds", Interval),
+    "unit_in": ("unit", UnitIn),
+    "unit": (None, Unit),
+    "decimal": ("decimal", Decimal),
+    "sample_rate": ("sample_rate_hz", SampleRate),
+    "window": ("window_samples", Window),
+    "overlap": ("overlap", Overlap),
+    "bands": ("bands", Bands),
+    "band": ("band", Band),
+    "channel": (None, Channel),
+}
+
+
+@dataclass(frozen=True)
+class GivenLayout:
+    """What these options were given as."""
+
+    values: dict[str, Any]
+
+    def layout(self, source: str | Path) -> SourceLayout | None:
+        """See `layout_of`."""
+        named = {name: self.values[option] for option, (name, _) in OPTIONS.items() if name is not None}
+        return layout_of(source, self.values["map_"], self.values["channel"], **named)
+
+    @property
+    def unit(self) -> str | None:
+        """Unit to convert to."""
+        unit: str | None = self.values["unit"]
+        return unit
+
+    @property
+    def kind(self) -> Literal["spectrum", "features"] | None:
+        """See `checked_kind`."""
+        return checked_kind(self.values["kind"])
+
+
+def takes_layout(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options; it takes them as one, `given`."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "given"]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    ours = [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, (_, kind) in OPTIONS.items()]
+
+    @functools.wraps(command)
+    def taking(**values: Any) -> None:
+        given = GivenLayout({name: values.pop(name) for name in OPTIONS})
+        command(**values, given=given)
+
+    every = [*own, *ours]
+    taking.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
+    taking.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
+    return taking
 
 
 def layout_of(
