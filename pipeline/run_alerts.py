@@ -18,7 +18,7 @@ from pipeline.release import Release
 from pipeline.schema import ENSEMBLE, FloatN, IntN, Tag, times_us
 from pipeline.store import read_table
 
-ALERTS = "alerts.json"
+ALERTS = "_alerts.json"  # readers of Parquet folders pass over names that begin so
 TIER_NAMES = ("none", "low", "page")
 
 

@@ -66,7 +66,7 @@ def score_data_set(
 ) -> ScoreSummary:
     """Score a data set of the contract and write its score log, one Parquet file per day, replaced atomically.
 
-    Beside it stands `alerts.json`: the alerts that the release's policy opens over the rows of this run.
+    Beside it stands `_alerts.json`: the alerts that the release's policy opens over the rows of this run.
 
     Args:
         release: in service, or any other.

@@ -153,7 +153,9 @@ def test_scores_of_every_machine_are_known_by_its_name(
     arguments = ["--release", str(work / "data/release"), "--input", str(work / "plant"), "--output", str(tmp_path)]
     assert run_cli(monkeypatch, "score", *arguments) == 0
     assert is_plain("".join(capsys.readouterr()))
-    for path in tmp_path.iterdir():
+    told = json.loads((tmp_path / "_alerts.json").read_text(encoding="utf-8"))
+    assert {alert["machine_id"] for alert in told} <= names_in(pq.read_table(tmp_path)), "a folder of Parquet for all"
+    for path in tmp_path.glob("*.parquet"):
         table = pq.read_table(path)
         assert names_in(table) == set(NAMES)
         assert table["score_pca"].null_count == 0

@@ -47,7 +47,7 @@ def log(built: Path, release: Release, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_every_page_of_the_policy_is_told_with_its_rows(release: Release, log: Path) -> None:
-    alerts = json.loads((log / "alerts.json").read_text())
+    alerts = json.loads((log / "_alerts.json").read_text())
     table = pa.concat_tables([read_table(path) for path in sorted(log.glob("*.parquet"))]).unify_dictionaries()
     machine, names = codes_and_names(table["machine_id"])
     tier = np.array(table["tier"].to_pylist())
