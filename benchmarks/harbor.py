@@ -50,11 +50,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from pipeline.alerts import AlertPolicy, Episodes, Timeline, chains, enough_of_last
-from pipeline.calibrate import MATCHED, crossed_statistic, ensemble_rule, tail_table
+from pipeline.calibrate import crossed_statistic, ensemble_rule, matched_scale, tail_table
 from pipeline.clean import clean
 from pipeline.detectors import Detector
 from pipeline.ensemble import TailTables
@@ -69,6 +68,7 @@ from pipeline.log_status import Timeline as LogTimeline
 from pipeline.measure import load_detectors, measure
 from pipeline.params import Params, SimulateParams, load_params
 from pipeline.pareto import TailFit
+from pipeline.policy_choice import bound_of_mean
 from pipeline.roles import ROLE, ROLES, validation_rows
 from pipeline.rows import RowKeys, Rows, conditions_of, has_role
 from pipeline.schema import (
@@ -103,7 +103,6 @@ from pipeline.simulation.log import maintenance_table
 from pipeline.simulation.plan import plan_fleet
 from pipeline.simulation.presets import preset_of
 from pipeline.store import atomic_folder, read_json, read_table, sha256_file, write_fleet_spec, write_json, write_table
-from pipeline.tails import ScoreScale
 from pipeline.train import run as train
 from pipeline.train import use_threads
 from pipeline.validate import validate
@@ -783,17 +782,6 @@ def scored_fleet(setup: Setup, cache: Path | None) -> ScoredFleet:
 # From here on nothing but scores, times and machines is known.
 
 
-def upper_bound(count: float, dispersion: float = 1.0) -> float:
-    """Upper 90 % one-sided bound of a mean count: exact Poisson (Garwood 1936), scaled where counts vary more.
-
-    Quasi-Poisson: counts divided by their dispersion are taken as Poisson (McCullagh and Nelder 1989, section 6.2.3).
-
-    >>> round(upper_bound(0), 2), round(upper_bound(12), 2), upper_bound(12, 2.0) > upper_bound(12)
-    (2.3, 17.78, True)
-    """
-    return float(stats.chi2.ppf(CONFIDENCE, 2 * count / dispersion + 2) / 2 * dispersion)
-
-
 def dispersion(count_M: FloatN, days_M: FloatN) -> float:
     """Pearson's chi-squared of machines' counts over its degrees of freedom; at least 1.
 
@@ -878,7 +866,7 @@ class Judged:
         weight_E = episodes.weight()[false_E].astype(np.float64)
         count_M = np.asarray(np.bincount(self.machine_S[stretch_E], weight_E, len(self.days_M)), np.float64)
         spread_out = dispersion(count_M, self.days_M)
-        return float(weight_E.sum()), spread_out, upper_bound(float(weight_E.sum()), spread_out)
+        return float(weight_E.sum()), spread_out, bound_of_mean(float(weight_E.sum()), spread_out, CONFIDENCE)
 
 
 @dataclass(frozen=True)
@@ -899,8 +887,7 @@ def calibrated(fleet: ScoredFleet, interval_us: int, params: Params) -> tuple[di
     code_N = np.zeros(len(machine_N), np.int32)  # the fleet has one level: codes of baselines do not matter
     references, tables, comparable = {}, {}, {}
     for name, raw in scores.raw.items():
-        wider = scores.wider[name]
-        scale = ScoreScale(*(np.percentile(values_M, MATCHED) for values_M in wider.T)) if len(wider) else ScoreScale()
+        scale = matched_scale(scores.wider[name])
         comparable[name] = scale.comparable(raw.astype(np.float64), scores.state_N, code_N)
         tables[name], fit = tail_table(name, comparable[name], machine_day_N, scale)
         references[name] = Reference(comparable[name], (machine_N, day_N), fit)
@@ -958,7 +945,7 @@ def threshold_within(budget: Judged, line: Timeline, score_N: Float32, candidate
 
     A budget that few machine-days cannot show allows FEW.
     """
-    allowed = max(BUDGET / FLEET * budget.days, upper_bound(FEW))
+    allowed = max(BUDGET / FLEET * budget.days, bound_of_mean(FEW, confidence=CONFIDENCE))
     best = float(candidates[-1])
     for candidate in candidates[::-1].tolist():
         episodes = episodes_above(line, score_N, candidate)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.chosen_release import checkout_above, chosen_release
 from flows.layout_options import GivenLayout, takes_layout
 from flows.quarantine_commands import quarantine
 from flows.recalibrate_command import recalibrate
@@ -27,7 +28,6 @@ from pipeline.errors import HearkenError, UserError, printable
 if TYPE_CHECKING:
     from flows.settings import Settings
     from pipeline.params import Params, Section
-    from pipeline.release import Release
 
     S = TypeVar("S", bound=Section)
 
@@ -167,7 +167,7 @@ def build(
     from flows.build import run_build
     from flows.registry import promote as put_into_service
 
-    checkout = _checkout()
+    checkout = checkout_above()
     result = run_build(checkout, clone=clone, name=name)
     if promote and result.release_id:
         put_into_service(_database(checkout), result.release_id)
@@ -233,7 +233,7 @@ def score(
     """Score spectra with a release and write the score log."""
     from pipeline.score import score_data_set
 
-    loaded = _release(release)
+    loaded = chosen_release(release)
     with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
         # a snapshot that ingest wrote is read as it is; everything else goes through its checks first
         data_set = input if (input / "snapshot.json").is_file() else _ingested(input, folder)
@@ -256,7 +256,7 @@ def export(
     from pipeline.onnx_export import export_release
 
     names = tuple(name.strip() for item in detector or [] for name in item.split(",") if name.strip())
-    loaded = _release(release, device="cpu")
+    loaded = chosen_release(release, device="cpu")
     for file in export_release(loaded, out, names):
         apart, size = file.difference, file.path.stat().st_size / 1000
         line = f"scores differ from the release's by {apart.median:.0e} (median), at most by {apart.largest:.0e}"
@@ -318,7 +318,7 @@ def list_command() -> None:
     from flows.registry import list_releases
 
     table = Table("version", "release", "state", "created", "detector's page rate", "note")
-    for row in list_releases(_database(_checkout())):
+    for row in list_releases(_database(checkout_above())):
         rate = (row.metrics.get("tiers") or {}).get("page", {}).get("false_positive_rate")
         state = f"{row.state}{' (provisional)' if row.provisional else ''}"
         created = row.created_at.strftime("%Y-%m-%d %H:%M")
@@ -336,7 +336,7 @@ def promote_command(
     """Put a release into service; the one in service is retired in the same transaction."""
     from flows.registry import promote
 
-    row = promote(_database(_checkout()), release, note=note)
+    row = promote(_database(checkout_above()), release, note=note)
     _say(f"release {row.id} (v{row.version}) is in service")
 
 
@@ -391,21 +391,10 @@ def _check_time(time: str) -> None:
         raise UserError(f"--time: got {time!r}, expected absolute or relative.")
 
 
-def _checkout() -> Path:
-    from pipeline.errors import WorkspaceError
-
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
-            return folder
-    raise WorkspaceError(
-        f"checkout: got {Path.cwd()}, expected a folder with dvc.yaml and params.yaml, or one below it."
-    )
-
-
 def _settings() -> Settings:
     from flows.settings import Settings
 
-    return Settings.of(_checkout())
+    return Settings.of(checkout_above())
 
 
 def _database(checkout: Path) -> Any:
@@ -413,23 +402,6 @@ def _database(checkout: Path) -> Any:
     from flows.settings import Settings
 
     return open_database(Settings.of(checkout).database_url)
-
-
-def _release(name: str | None, device: str = "auto") -> Release:
-    """A release folder, or one of the registry; None: the one in service."""
-    from pipeline.release import load_release
-
-    if name is not None and Path(name).is_dir():
-        return load_release(Path(name), device=device)
-    from flows.registry import find_release, in_service
-    from pipeline.errors import ReleaseError
-
-    settings = _settings()
-    database = _database(settings.checkout)
-    row = in_service(database) if name is None else find_release(database, name)
-    if row is None:
-        raise ReleaseError("--release: got none, and no release is in service, expected one: hearken releases list.")
-    return load_release(settings.releases / row.id, row.id, device)
 
 
 def _ingested(source: Path, folder: str) -> Path:

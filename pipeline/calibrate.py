@@ -46,6 +46,13 @@ HALVES_MACHINES = 4  # fewer cannot calibrate an ensemble on other machines than
 BASES = {"pareto": "Pareto tail", "exponential": "exponential tail", "none": "largest scores"}  # of a threshold
 
 
+def matched_scale(wider_M3: npt.NDArray[np.floating[Any]]) -> ScoreScale:
+    """What matches scores of wider baselines; without such scores all stay as they are."""
+    if not len(wider_M3):
+        return ScoreScale()
+    return ScoreScale(*(np.asarray(np.percentile(scores_M, MATCHED)) for scores_M in wider_M3.T))
+
+
 def score_scale(name: str, healthy: Measured, by: str) -> ScoreScale:
     """What brings a detector's scores to one scale: matches of wider baselines, then levels of machines or conditions.
 
@@ -56,9 +63,7 @@ def score_scale(name: str, healthy: Measured, by: str) -> ScoreScale:
     """
     raw_N, wider_M3 = healthy.raw[name], healthy.wider[name]
     _refuse_broken(name, raw_N, wider_M3)
-    scale = ScoreScale()
-    if len(wider_M3):
-        scale = ScoreScale(*(np.asarray(np.percentile(scores_M, MATCHED)) for scores_M in wider_M3.T))
+    scale = matched_scale(wider_M3)
     if by == "fleet":
         return scale
     rows, comparable_N = healthy.rows, scale.comparable(raw_N, healthy.baseline, healthy.code)

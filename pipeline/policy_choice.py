@@ -200,7 +200,16 @@ def upper_bound(count_M: npt.NDArray[np.integer], confidence: float = 0.9) -> tu
     dispersion = 1.0
     if total > 0 and len(count_M) > 1:
         dispersion = max(1.0, float(np.var(count_M, ddof=1) / np.mean(count_M)))
-    return dispersion * float(stats.chi2.ppf(confidence, 2 * (total / dispersion) + 2)) / 2, dispersion
+    return bound_of_mean(total, dispersion, confidence), dispersion
+
+
+def bound_of_mean(count: float, dispersion: float = 1.0, confidence: float = 0.9) -> float:
+    """One-sided upper bound of a mean count: Garwood's (1936), of counts over their dispersion, times it.
+
+    >>> round(bound_of_mean(0), 2), round(bound_of_mean(12), 2), bound_of_mean(12, 2.0) > bound_of_mean(12)
+    (2.3, 17.78, True)
+    """
+    return dispersion * float(stats.chi2.ppf(confidence, 2 * (count / dispersion) + 2)) / 2
 
 
 def _check(healthy: ScoredRows) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
@@ -24,18 +23,17 @@ from pipeline.alerts import AlertPolicy
 from pipeline.calibrate import TIERS, Calibration, calibrate_measured
 from pipeline.detectors.base import MANIFEST
 from pipeline.errors import ContractError, ReleaseError
-from pipeline.intervals import MIN_MACHINE_DAYS, MIN_MACHINES, design_effect, zero_bound
+from pipeline.intervals import MIN_MACHINES, rate_above
 from pipeline.measure import Measured, measure
 from pipeline.params import CalibrateParams, Params, ValidateParams
 from pipeline.recent_rows import RecentRows, recent_rows
 from pipeline.reference import reference_table
 from pipeline.release import Release, release_id
 from pipeline.rows import load_rows, rows_without_spectra, spectra_pieces
-from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, FloatN, IntN, codes_and_names, load_fleet_spec
+from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, codes_and_names, load_fleet_spec
 from pipeline.store import read_json, sha256_file, write_json, write_table
 from pipeline.train import use_threads
 
-DESIGN_PERCENTILE = 95.0  # where the rows' design effect is measured if none exceeds
 RENEWED = ("tails", "calibration.json", "reference.parquet", MANIFEST)  # all else is copied byte for byte
 NO_TIER = "The release has no such tier."
 UNJUDGED = "The thresholds are new: no later rows have judged them yet."
@@ -246,58 +244,6 @@ def tier_changes(
                 )
             )
     return tuple(changes)
-
-
-def rate_above(
-    scores_N: FloatN,
-    threshold: float,
-    machine_N: npt.NDArray[Any],
-    day_N: IntN,
-    *,
-    draws: int,
-    confidence: float,
-    seed: int,
-) -> tuple[float, float | None, float | None, str | None]:
-    """Share of rows above a threshold that stands, an interval, and what must be known of it.
-
-    Each draw takes as many machines as there are, with replacement, and for each its own days, or with a chance of one
-    in the number of machines as many of its days drawn anew, as `rate_with_interval` does. Where no row exceeds, the
-    upper end is exact (Clopper and Pearson 1934) on the rows over their design effect at the 95th percentile.
-
-    >>> scores, machine, day = np.arange(4000) % 100 * 1.0, np.arange(4000) % 40, np.arange(4000) // 400
-    >>> rate, low, high, note = rate_above(scores, 98.0, machine, day, draws=200, confidence=0.9, seed=0)
-    >>> rate, low < 0.01 < high, note
-    (0.01, True, None)
-    """
-    above_N = scores_N > threshold
-    rate = float(above_N.mean())
-    first = int(day_N.min())
-    days = int(day_N.max()) - first + 1
-    keys_B, block_N, rows_B = np.unique(
-        machine_N.astype(np.int64) * days + (day_N - first), return_inverse=True, return_counts=True
-    )
-    if len(keys_B) < MIN_MACHINE_DAYS:
-        few = f"{len(keys_B)} machine-days are too few for an interval ({MIN_MACHINE_DAYS} are needed)."
-        return rate, None, None, few
-    counts_B2 = np.stack([np.bincount(block_N, weights=above_N, minlength=len(keys_B)), rows_B], axis=1)
-    machines, starts = np.unique(keys_B // days, return_index=True)
-    generator, count = np.random.default_rng(seed), len(machines)
-    drawn_DM = generator.multinomial(count, np.full(count, 1 / count), size=draws)
-    anew_DM = generator.binomial(drawn_DM, 1 / count)
-    total_D2 = np.zeros((draws, 2))
-    for index, mine_B2 in enumerate(np.split(counts_B2, starts[1:])):
-        shares = np.full(len(mine_B2), 1 / len(mine_B2))
-        weight_DB = generator.multinomial(anew_DM[:, index] * len(mine_B2), shares)
-        total_D2 += (weight_DB + (drawn_DM - anew_DM)[:, index, None]) @ mine_B2
-    rates_D = total_D2[:, 0] / total_D2[:, 1]
-    low, high = (float(end) for end in np.quantile(rates_D, [0.5 - confidence / 2, 0.5 + confidence / 2]))
-    note = None
-    if rate == 0.0:
-        limit = float(np.percentile(scores_N, DESIGN_PERCENTILE, method="higher"))
-        effective = len(scores_N) / design_effect(scores_N > limit, machine_N)
-        low, high = 0.0, max(high, zero_bound(effective, confidence))
-        note = f"No row exceeds: exact bound on {effective:.0f} effective rows of {len(scores_N)}."
-    return rate, low, high, note
 
 
 def _write_release(

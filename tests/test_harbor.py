@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.alerts import AlertPolicy, Timeline
 from pipeline.errors import UserError
+from pipeline.policy_choice import bound_of_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTED = (
@@ -211,4 +212,4 @@ def test_bounds_widen_where_machines_differ(harbor) -> None:
     )
     assert even == 1.0
     assert uneven == pytest.approx(40.0)
-    assert harbor.upper_bound(40, uneven) > 2 * harbor.upper_bound(40, even) > 80
+    assert bound_of_mean(40, uneven) > 2 * bound_of_mean(40, even) > 80

@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import re
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows import cli
 from flows.database import open_database
 from flows.registry import ReleaseState, find_release, in_service, list_releases, register_release
 from flows.settings import Settings
 from pipeline.calibrate import calibrate
 from pipeline.errors import ContractError
 from pipeline.ingest import ingest
+from pipeline.intervals import rate_above
 from pipeline.params import CalibrateParams, Params, load_params
-from pipeline.recalibrate import Recalibration, rate_above, recalibrate
+from pipeline.recalibrate import Recalibration, recalibrate
 from pipeline.recent_rows import RecentRows, recent_rows
 from pipeline.release import Release, load_release, release_id
 from pipeline.rows import load_rows
@@ -403,21 +403,9 @@ Run = Any
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command line in a folder: exit code, output, errors."""
-
-    def run(folder: Path, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["hearken", "recalibrate", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+def run(hearken: Run) -> Run:
+    """The command in a folder: exit code, output, errors."""
+    return partial(hearken, "recalibrate")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import os
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from small_fleet import SMALL_PARAMS
 import pipeline.calibrate
 import pipeline.evaluate
 import pipeline.release
-from flows import cli
 from flows.database import open_database
 from flows.registry import promote, register_release
 from flows.settings import Settings
@@ -410,21 +409,9 @@ Run = Any
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command line in a folder: exit code, output, errors."""
-
-    def run(folder: Path, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["hearken", "what-if", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+def run(hearken: Run) -> Run:
+    """The command in a folder: exit code, output, errors."""
+    return partial(hearken, "what-if")
 
 
 def test_the_table_names_every_failure_beside_the_present_setting(loud: Path, run: Run) -> None:
