@@ -4,6 +4,7 @@ from alembic import context
 
 from flows import registry  # noqa: F401  (its tables belong to Base.metadata)
 from flows.database import Base
+from flows.service import tables  # noqa: F401  (and these)
 
 context.configure(
     connection=context.config.attributes["connection"],
