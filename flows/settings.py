@@ -6,7 +6,8 @@
 | HEARKEN_DATABASE_URL | registry, alerts | SQLite `<home>/hearken.db` |
 | HEARKEN_DVC_REMOTE | where builds push to and pull from | `<home>/remote` |
 | HEARKEN_REPOSITORY | the git repository that workers clone | the checkout |
-| HEARKEN_LANDING | the landing zone that `monitor` and `retrain` read | `source.path` of params.yaml |
+| HEARKEN_LANDING | the landing zone that `score`, `monitor` and `retrain` read | `source.path` of params.yaml |
+| HEARKEN_SCORE_LOG | the score log of the service | `<home>/score_log` |
 
 Nothing happens at import, and nothing is read twice: a command makes one `Settings` and hands it on.
 """
@@ -49,7 +50,8 @@ class Settings:
     database_url: str
     remote: str
     repository: str
-    landing: Path | None
+    landing: Path | str | None  # text: a place in an object store
+    score_log: Path
 
     @classmethod
     def of(
@@ -80,7 +82,8 @@ class Settings:
             database_url=values.get("HEARKEN_DATABASE_URL") or f"sqlite:///{home / 'hearken.db'}",
             remote=values.get("HEARKEN_DVC_REMOTE") or str(home / "remote"),
             repository=values.get("HEARKEN_REPOSITORY") or str(checkout),
-            landing=Path(landing).expanduser().resolve() if landing else None,
+            landing=_place(landing) if landing else None,
+            score_log=Path(values.get("HEARKEN_SCORE_LOG") or home / "score_log").expanduser().resolve(),
         )
 
     @property
@@ -98,9 +101,26 @@ class Settings:
         """Releases, by id; never changed there."""
         return self.home / "releases"
 
+    def landing_place(self, source_path: str) -> Path | str:
+        """The landing zone: HEARKEN_LANDING, else `source.path` of params.yaml; text is a place in an object store."""
+        if self.landing is not None:
+            return self.landing
+        return source_path if "://" in source_path else (self.checkout / source_path).resolve()
+
     def landing_zone(self, source_path: str) -> Path:
-        """The landing zone: HEARKEN_LANDING, else `source.path` of params.yaml below the checkout."""
-        return self.landing or (self.checkout / source_path).resolve()
+        """The landing zone where it must be a folder.
+
+        Raises:
+            WorkspaceError: it is a place in an object store.
+        """
+        place = self.landing_place(source_path)
+        if isinstance(place, str):
+            raise WorkspaceError("landing zone: got a place in an object store, expected a folder, which this reads.")
+        return place
+
+
+def _place(text: str) -> Path | str:
+    return text if "://" in text else Path(text).expanduser().resolve()
 
 
 def child_environment(settings: Settings, environment: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -431,6 +431,25 @@ class ReportParams(Section):
     max_failures: Count = 100
 
 
+class ScoreParams(Section):
+    """Scoring of what arrives, with the release in service."""
+
+    shard_rows: Annotated[int, Field(ge=1)] = (
+        2_000_000  # small uploads are gathered up to so many; larger ones stand alone
+    )
+    future_hours: Annotated[float, Field(ge=0)] = 24.0  # rows later than that after their arrival raise no alert
+    lease_minutes: Annotated[float, Field(gt=0)] = 15.0  # without a sign of life: another scorer takes the shard over
+    attempts: Annotated[int, Field(ge=1)] = 5  # of a shard whose scorer died; then its uploads are set aside
+    engine: Literal["local", "dask"] = "local"
+    dask_address: str | None = None  # of a scheduler; None: a cluster of processes on this machine
+    dask_workers: Annotated[int, Field(ge=1)] = 2  # of that cluster
+    late_after_minutes: Annotated[float, Field(gt=0)] = 30.0  # `hearken status` complains
+    compact_after_days: Annotated[float, Field(ge=0)] | None = (
+        2.0  # a day of the score log becomes one file; null: never
+    )
+    keep_days: Annotated[float, Field(gt=0)] | None = None  # of the score log; null: all
+
+
 class MonitorParams(Section):
     """Drift of the fleet against the reference of the release in service."""
 
@@ -477,6 +496,7 @@ class Params(Section):
     evaluate: EvaluateParams = EvaluateParams()
     release: ReleaseParams = ReleaseParams()
     report: ReportParams = ReportParams()
+    score: ScoreParams = ScoreParams()
     monitor: MonitorParams = MonitorParams()
     retrain: RetrainParams = RetrainParams()
 

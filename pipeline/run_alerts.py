@@ -61,7 +61,7 @@ def run_alerts(
     )
     low, page = (tier >= TIER_NAMES.index(name) for name in ("low", "page"))
     rows = PolicyRows(machine, time_us, low, page, ~np.isnan(rarity), rarity)
-    _, alerts = advance(None, rows, release.policy, now_us=int(time_us.max()), off=_off(maintenance, index))
+    _, alerts = advance(None, rows, release.policy, now_us=int(time_us.max()), off=off_intervals(maintenance, index))
     ends = np.cumsum([len(day.row) for day in days])
     first, peak = (_rows_at(rows, alerts, moment_us) for moment_us in (alerts.opened_us, alerts.peak_us))
     first_rows = [None if row is None else _place(days, ends, row) for row in first]
@@ -69,7 +69,7 @@ def run_alerts(
     return described(alerts, names, release.fleet, first_rows, peaks, release.page_rate)
 
 
-def _off(maintenance: pa.Table | None, index: dict[str, int]) -> Intervals | None:
+def off_intervals(maintenance: pa.Table | None, index: dict[str, int]) -> Intervals | None:
     """When machines were logged off."""
     if maintenance is None:
         return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.calibrate import TIERS
@@ -30,6 +31,7 @@ from pipeline.schema import (
     BoolN,
     FloatN,
     FloatNF,
+    IntN,
     codes_and_names,
     dictionary_column,
     energy_is_finite,
@@ -112,30 +114,59 @@ def score_day(
     spectra = spectra_view(table["spectrum"], bins, path)
     spectra, time_us = (spectra, time_us) if whole else (spectra[chosen], time_us[chosen])
     machine, machines = codes_and_names(table["machine_id"])
+    condition, conditions = conditions_of(table, release.condition_column, path)
     machine = machine[chosen]
     epoch = epochs.of_rows(machine, time_us, machines)
-    condition, conditions = conditions_of(table, release.condition_column, path)
     keys = RowKeys(machines, machine, epoch, conditions, condition[chosen])
-    usable = energy_is_finite(spectra)
+    scored = scored_table(release, path.name, chosen, spectra, keys, time_us)
+    write_table(output, scored.table if whole else with_rows_before(scored.table, output))
+    return DayScores(path.name, chosen, machine, machines, time_us, scored.tier, scored.rarity)
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """N rows of the score log, their tiers (places in TIER_NAMES), and how rare the release's detector finds them.
+
+    `rarity` is minus the decimal logarithm of the tail probability, NaN: no score.
+    """
+
+    table: pa.Table
+    tier: npt.NDArray[np.int8]
+    rarity: FloatN
+
+
+def scored_table(
+    release: Release, file: str, row_N: IntN, spectra_NF: FloatNF, keys: RowKeys, time_us_N: IntN
+) -> ScoredRows:
+    """Score N rows of one file; a row that is not finite, or negative where magnitudes are meant, gets nulls.
+
+    Args:
+        release: that scores.
+        file: that the rows stand in.
+        row_N: their places in it.
+        spectra_NF: their spectra, in the release's unit.
+        keys: machine, baseline epoch and condition of each.
+        time_us_N: their times, microseconds since 1970 (UTC).
+    """
+    usable = energy_is_finite(spectra_NF)
     if release.fleet.kind == "spectrum":
-        usable = np.asarray(usable & (np.nan_to_num(spectra) >= 0).all(axis=1))
-    scores, tier, top = score_columns(release, spectra, keys, usable)
-    rarity = -np.log10(scores[f"tail_{release.detector}"].to_numpy(zero_copy_only=False).astype(np.float64))
+        usable = np.asarray(usable & (np.nan_to_num(spectra_NF) >= 0).all(axis=1))
+    scores, tier, top = score_columns(release, spectra_NF, keys, usable)
+    tail = scores[f"tail_{release.detector}"].to_numpy(zero_copy_only=False).astype(np.float64)
     columns = {
-        "file": dictionary_column(np.zeros(len(chosen), np.int16), [path.name]),
-        "row": pa.array(chosen.astype(np.int32)),
-        "machine_id": dictionary_column(machine, machines, MACHINE),
-        "timestamp": time_column(time_us),
-        "epoch": pa.array(epoch),
+        "file": dictionary_column(np.zeros(len(row_N), np.int16), [file]),
+        "row": pa.array(row_N.astype(np.int32)),
+        "machine_id": dictionary_column(keys.machine_N, list(keys.machines), MACHINE),
+        "timestamp": time_column(time_us_N),
+        "epoch": pa.array(keys.epoch_N),
         **scores,
         "tier": dictionary_column(tier, TIER_NAMES, TEXT),
         "top_bins": top,
-        "release": dictionary_column(np.zeros(len(chosen), np.int16), [release.id]),
+        "release": dictionary_column(np.zeros(len(row_N), np.int16), [release.id]),
     }
     schema = score_log_schema(release.manifest["members"])
-    scored = pa.table([columns[name] for name in schema.names], schema=schema)
-    write_table(output, scored if whole else with_rows_before(scored, output))
-    return DayScores(path.name, chosen, machine, machines, time_us, tier, rarity)
+    table = pa.table([columns[name] for name in schema.names], schema=schema)
+    return ScoredRows(table, tier, -np.log10(tail))
 
 
 def with_rows_before(scored: pa.Table, output: Path) -> pa.Table:

@@ -111,6 +111,14 @@ def write_tables(path: Path | str, schema: pa.Schema, tables: Iterable[pa.Table]
     Raises:
         ContractError: see write_table; nothing is written then.
     """
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, **parquet_codec(schema)) as writer:
+        for table in tables:
+            refuse_nulls(table, path)
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+
+
+def parquet_codec(schema: pa.Schema) -> dict[str, Any]:
+    """How Parquet files of a schema are written: ZSTD, dictionaries for text, floats as split streams of bytes."""
     dictionaries, floats = [], []
     for field in schema:
         if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type):
@@ -119,18 +127,19 @@ def write_tables(path: Path | str, schema: pa.Schema, tables: Iterable[pa.Table]
             floats.append(f"{field.name}.list.element")
         elif pa.types.is_floating(field.type):
             floats.append(field.name)
-    codec = {
+    return {
         "compression": "zstd",
         "use_dictionary": dictionaries or False,
         "use_byte_stream_split": floats or False,
     }
-    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, **codec) as writer:
-        for table in tables:
-            _refuse_nulls(table, path)
-            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
 
 
-def _refuse_nulls(table: pa.Table, path: Path | str) -> None:
+def refuse_nulls(table: pa.Table, path: Path | str) -> None:
+    """Refuse nulls where a schema has none.
+
+    Raises:
+        ContractError: a column and how many it holds.
+    """
     for field in table.schema:
         if not field.nullable and table[field.name].null_count:
             got = f"{table[field.name].null_count} nulls"

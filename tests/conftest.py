@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from small_fleet import SMALL_PARAMS, run_stages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,3 +99,33 @@ def hearken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return code, said.out, said.err
 
     return run
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """An empty database of its own."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'h' / 'test.db'}"
+        return
+    server = os.environ.get("HEARKEN_TEST_POSTGRES_URL")
+    if not server:
+        pytest.skip("HEARKEN_TEST_POSTGRES_URL is not set: no PostgreSQL to test on")
+    name = f"hearken_test_{uuid.uuid4().hex[:12]}"
+    administrator = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with administrator.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    try:
+        yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with administrator.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+        administrator.dispose()
+
+
+@pytest.fixture
+def engine(url):
+    from flows.database import open_database
+
+    engine = open_database(url)
+    yield engine
+    engine.dispose()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import subprocess
 import sys
-import uuid
 
 import alembic.command
 import pytest
@@ -17,34 +15,6 @@ from flows.database import UtcDateTime, alembic_config, make_engine, migrate, op
 from flows.registry import ReleaseRow, ReleaseState, find_release, in_service, list_releases, promote, refuse
 from pipeline import store
 from pipeline.errors import ReleaseError, WorkspaceError
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path):
-    """An empty database of its own."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'h' / 'test.db'}"
-        return
-    server = os.environ.get("HEARKEN_TEST_POSTGRES_URL")
-    if not server:
-        pytest.skip("HEARKEN_TEST_POSTGRES_URL is not set: no PostgreSQL to test on")
-    name = f"hearken_test_{uuid.uuid4().hex[:12]}"
-    administrator = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with administrator.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    try:
-        yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with administrator.connect() as connection:
-            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-        administrator.dispose()
-
-
-@pytest.fixture
-def engine(url):
-    engine = open_database(url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

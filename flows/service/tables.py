@@ -97,6 +97,7 @@ class Upload(Base):
     """One content of one file of the landing zone; the newest row of a path is what lies there."""
 
     __tablename__ = "uploads"
+    __table_args__ = (sa.UniqueConstraint("path", "sha256"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     path: Mapped[str] = mapped_column(sa.Text, index=True)  # below the landing zone, with forward slashes

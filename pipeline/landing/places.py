@@ -29,6 +29,7 @@ class SourceFile:
     name: str
     size: int
     below: str  # the name relative to the folder that holds the spectra: what patterns of paths see
+    modified_ns: int = 0  # when it was last written, where that is known
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ def list_files(place: Place) -> tuple[list[SourceFile], dict[str, str]]:
     """
     if place.is_file:
         name = place.root.rsplit("/", 1)[-1]
-        size = place.files.get_file_info(place.root).size
-        return [SourceFile(name, int(size or 0), name)], {}
+        info = place.files.get_file_info(place.root)
+        return [SourceFile(name, int(info.size or 0), name, int(info.mtime_ns or 0))], {}
     refused: dict[str, str] = {}
     try:
         spectra = place.files.get_file_info(place.path_of("spectra")).type == fs.FileType.Directory
@@ -173,10 +174,13 @@ def list_files(place: Place) -> tuple[list[SourceFile], dict[str, str]]:
         else:
             selector = fs.FileSelector(place.path_of(base.rstrip("/")).rstrip("/"), recursive=True)
             infos = [info for info in place.files.get_file_info(selector) if info.type == fs.FileType.File]
-            listed = [(info.path[len(place.root) :].lstrip("/"), int(info.size or 0)) for info in infos]
+            listed = [
+                (info.path[len(place.root) :].lstrip("/"), int(info.size or 0), int(info.mtime_ns or 0))
+                for info in infos
+            ]
     except (OSError, pa.ArrowException, ValueError) as error:
         raise place.unreadable(error) from None
-    files = [SourceFile(name, size, name.removeprefix(base)) for name, size in listed]
+    files = [SourceFile(name, size, name.removeprefix(base), written) for name, size, written in listed]
     kept = [file for file in files if _may_hold_spectra(file.below)]
     return sorted(kept, key=lambda file: natural_order(file.name)), refused
 
@@ -186,8 +190,8 @@ def _may_hold_spectra(below: str) -> bool:
     return not any(part.startswith(".") for part in parts) and parts[-1].split(".")[0] not in NOT_SPECTRA
 
 
-def _walk(root: Path, base: Path, refused: dict[str, str]) -> Iterator[tuple[str, int]]:
-    """Names and sizes below a folder; links that lead out of it are refused."""
+def _walk(root: Path, base: Path, refused: dict[str, str]) -> Iterator[tuple[str, int, int]]:
+    """Names, sizes and times of writing below a folder; links that lead out of it are refused."""
     for folder, folders, names in os.walk(base):
         for name in folders + names:
             path = Path(folder) / name
@@ -202,7 +206,8 @@ def _walk(root: Path, base: Path, refused: dict[str, str]) -> Iterator[tuple[str
                 if relative != _printable(relative):
                     refused[_printable(relative)] = "name: got bytes that are not UTF-8, expected a name in UTF-8."
                 else:
-                    yield relative, path.stat().st_size
+                    status = path.stat()
+                    yield relative, status.st_size, status.st_mtime_ns
 
 
 def _printable(name: str) -> str:

@@ -149,21 +149,23 @@ def _spec_of(place: Place) -> FleetSpec | None:
 
 
 def open_source(
-    source: str | Path,
+    source: str | Path | Place,
     *,
     timezone: str | None = None,
     layout: SourceLayout | None = None,
     unit: str | None = None,
     kind: Kind | None = None,
+    only: Sequence[SourceFile] | None = None,
 ) -> Source:
     """Look at a folder, a file or a place in an object store.
 
     Args:
-        source: a path or a URI.
+        source: a path, a URI, or a place that has been found.
         timezone: of times without one; None: as fleet.yaml says.
         layout: how the files hold their data; None: as fleet.yaml's `source` says.
         unit: what spectra are converted to; None: fleet.yaml's, else as they are.
         kind: None: as fleet.yaml says, else as the names of columns say.
+        only: files of the place to look at, as `list_files` lists them; None: all of them.
 
     Raises:
         ContractError: no such place, no file that may hold spectra, or none whose form is right.
@@ -175,7 +177,7 @@ def open_source(
     >>> [table["spectrum"].to_pylist() for table in found.tables(found.files[0])]
     [[[1.0, 2.0]]]
     """
-    place = place_of(source)
+    place = source if isinstance(source, Place) else place_of(source)
     spec = _spec_of(place)
     layout = layout or (spec.source if spec is not None else None) or SourceLayout()
     stated = spec.model_fields_set if spec is not None else set()
@@ -185,7 +187,7 @@ def open_source(
     if convert.offset and kind != "features":
         expected = "kind: features, since a magnitude has no zero to move"
         raise ContractError.of("unit", got=f"{layout.unit} to {target}", expected=expected, where=place.label)
-    listed, problems = list_files(place)
+    listed, problems = list_files(place) if only is None else (list(only), dict[str, str]())
     files, left_out = _readable(listed, layout, place)
     features = spec.feature_names if spec is not None else None
     forms, wrong = _forms(place, files, layout, kind, features)

@@ -1,4 +1,4 @@
-"""The service: ledger of uploads and shards, memory of the alert policy, alerts with their story, notices, log entries."""
+"""The service: uploads and shards, memory of the alert policy, alerts and their story, notices, log entries."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -220,6 +220,7 @@ def upgrade() -> None:
         sa.Column("shard_id", sa.Integer(), nullable=True),
         sa.ForeignKeyConstraint(["shard_id"], ["shards.id"], name="fk_uploads_shard_id_shards"),
         sa.PrimaryKeyConstraint("id", name="pk_uploads"),
+        sa.UniqueConstraint("path", "sha256", name="uq_uploads_path"),
     )
     with op.batch_alter_table("uploads") as batch:
         batch.create_index("ix_uploads_path", ["path"], unique=False)
