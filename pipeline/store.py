@@ -118,7 +118,7 @@ def write_tables(path: Path | str, schema: pa.Schema, tables: Iterable[pa.Table]
 
 
 def parquet_codec(schema: pa.Schema) -> dict[str, Any]:
-    """How Parquet files of a schema are written: ZSTD, dictionaries for text, floats as split streams of bytes."""
+    """How Parquet files of a schema are written: ZSTD, dictionaries for text, split streams of bytes, checksums."""
     dictionaries, floats = [], []
     for field in schema:
         if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type):
@@ -131,6 +131,7 @@ def parquet_codec(schema: pa.Schema) -> dict[str, Any]:
         "compression": "zstd",
         "use_dictionary": dictionaries or False,
         "use_byte_stream_split": floats or False,
+        "write_page_checksum": True,
     }
 
 
@@ -159,7 +160,7 @@ def open_parquet(path: Path | str) -> pq.ParquetFile:
     """
     path = Path(path)
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise ContractError.of("Parquet", got="no file", expected="a Parquet file", where=path) from None
     except (pa.ArrowException, OSError) as error:

@@ -31,7 +31,8 @@ def open_parquet(stream: pa.NativeFile, where: str, place: Place) -> pq.ParquetF
     """
     far = place.local is None  # an object store answers slowly: columns are fetched together
     try:
-        return pq.ParquetFile(stream, pre_buffer=far, buffer_size=0 if far else 1 << 18)
+        buffer = 0 if far else 1 << 18
+        return pq.ParquetFile(stream, pre_buffer=far, buffer_size=buffer, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         got = f"a file that is cut off or no Parquet ({first_line(error)})"
         raise ContractError.of("Parquet", got=got, expected="a whole Parquet file", where=where) from None
