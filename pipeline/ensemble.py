@@ -85,6 +85,22 @@ class TailTables:
         """Tail probabilities (N,) of comparable scores."""
         return {name: self.table(name).probability(values_N) for name, values_N in comparable.items()}
 
+    def judged(
+        self,
+        raw: Mapping[str, FloatN],
+        baseline_N: npt.NDArray[np.integer],
+        code_N: npt.NDArray[np.integer],
+    ) -> tuple[dict[str, FloatN], dict[str, FloatN]]:
+        """`comparable` scores and their `probabilities` (N,); the ensemble needs those of its members for both."""
+        scores = {
+            name: self.tables[name].scale.comparable(values_N, baseline_N, code_N) for name, values_N in raw.items()
+        }
+        tails = self.probabilities(scores)
+        if self.rule is not None and self.ensemble is not None and set(self.rule.members) <= set(raw):
+            scores[ENSEMBLE] = self.rule.statistic({name: tails[name] for name in self.rule.members})
+            tails[ENSEMBLE] = self.ensemble.probability(scores[ENSEMBLE])
+        return scores, tails
+
     def save(self, folder: Path) -> None:
         """Write a safetensors file per table into an existing folder."""
         for name in self.names:

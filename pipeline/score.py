@@ -192,8 +192,7 @@ def score_columns(
     code = baselines.codes(keys.take(good))
     baseline = baselines.states(code)
     raw = {name: detector.score(clean, code) for name, detector in release.detectors.items()}
-    comparable = release.tails.comparable(raw, baseline, code)
-    tails = release.tails.probabilities(comparable)
+    comparable, tails = release.tails.judged(raw, baseline, code)
     columns: dict[str, pa.Array] = {}
     for name, values in raw.items():
         columns[f"score_{name}"], columns[f"tail_{name}"] = (

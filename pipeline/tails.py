@@ -114,7 +114,9 @@ class TailTable:
         rank_N = np.asarray((1.0 + at_least) / (self.rows + 1.0))
         if self.tail is None:
             return rank_N
-        return np.where(comparable_N > self.tail.start, self.tail.probability(comparable_N), rank_N)
+        beyond = np.flatnonzero(comparable_N > self.tail.start)
+        rank_N[beyond] = self.tail.probability(comparable_N[beyond])
+        return rank_N
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""
