@@ -188,7 +188,7 @@ class Schedule:
 
 
 def make_schedule(built: Path, rng: np.random.Generator, scratch: Path) -> Schedule:
-    """Two weeks in pieces of half the fleet's day: most in order, some late, twice, overlapping, or cut off at first."""
+    """Two weeks in pieces of half the fleet's day: most in order, some late, twice, overlapping, or cut at first."""
     rounds: list[dict[str, bytes]] = [{} for _ in range(ROUNDS)]
     cut: list[dict[str, bytes]] = [{} for _ in range(ROUNDS)]
     for number, path in enumerate(day_files(built / "data/raw")[-DAYS:]):

@@ -22,6 +22,7 @@ from flows.chosen_release import checkout_above, chosen_release
 from flows.layout_options import GivenLayout, takes_layout
 from flows.quarantine_commands import quarantine
 from flows.recalibrate_command import recalibrate
+from flows.status_command import metrics, status
 from flows.what_if_command import what_if
 from pipeline.errors import HearkenError, UserError, printable
 
@@ -265,6 +266,8 @@ def export(
 
 app.command("what-if")(what_if)
 app.command("recalibrate")(recalibrate)
+app.command("status")(status)
+app.command("metrics")(metrics)
 
 
 @app.command()

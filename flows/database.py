@@ -17,6 +17,7 @@ from pipeline.errors import WorkspaceError
 MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 4_822_051  # PostgreSQL advisory lock: one process migrates at a time
 BUSY_SECONDS = 30
+ONLY_READS = "hearken_only_reads"
 
 
 class UtcDateTime(sa.TypeDecorator[dt.datetime]):
@@ -59,6 +60,8 @@ class Base(DeclarativeBase):
 def make_engine(url: str) -> Engine:
     """An engine; on SQLite every transaction takes the write lock at its start, so that read-then-write is safe.
 
+    Transactions of `reading(engine)` only read, and take no lock.
+
     Raises:
         WorkspaceError: not a database URL.
     """
@@ -85,7 +88,13 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    only_reads = connection.get_execution_options().get(ONLY_READS, False)
+    connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
+
+
+def reading(engine: Engine) -> Engine:
+    """The same database for transactions that only read: they do not wait for writers, nor writers for them."""
+    return engine.execution_options(**{ONLY_READS: True})
 
 
 def alembic_config(connection: Connection | None = None) -> Config:

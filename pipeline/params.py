@@ -450,6 +450,19 @@ class ScoreParams(Section):
     keep_days: Annotated[float, Field(gt=0)] | None = None  # of the score log; null: all
 
 
+class NotifyParams(Section):
+    """When people are told of alerts: pages at once, the others once a day. To whom is no setting but a secret."""
+
+    digest_hour: Annotated[int, Field(ge=0, le=23)] = 6  # UTC
+    retry_minutes: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=20)] = (
+        1.0,
+        5.0,
+        30.0,
+        120.0,  # the last pause repeats
+    )
+    keep_trying_hours: Annotated[float, Field(gt=0, le=24 * 30)] = 24.0  # then a notice is given up
+
+
 class MonitorParams(Section):
     """Drift of the fleet against the reference of the release in service."""
 
@@ -497,6 +510,7 @@ class Params(Section):
     release: ReleaseParams = ReleaseParams()
     report: ReportParams = ReportParams()
     score: ScoreParams = ScoreParams()
+    notify: NotifyParams = NotifyParams()
     monitor: MonitorParams = MonitorParams()
     retrain: RetrainParams = RetrainParams()
 

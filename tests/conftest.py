@@ -124,7 +124,6 @@ def url(request, tmp_path):
 
 @pytest.fixture
 def engine(url):
-    from flows.database import open_database
 
     engine = open_database(url)
     yield engine

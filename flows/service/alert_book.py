@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
+from flows.database import reading
 from flows.service.ledger import ASKED_AT_ONCE, POLICY_LOCK, UNFINISHED, exclusive, from_us, newest_time, now
 from flows.service.tables import (
     Alert,
@@ -69,7 +70,7 @@ def apply_next(
         release_of: loads a release by its id.
         maintenance: MAINTENANCE_SCHEMA: when machines were logged off.
     """
-    with Session(engine) as session:
+    with Session(reading(engine)) as session:
         shard = _first(session)
         if shard is None or shard.state != ShardState.SCORED:
             return None

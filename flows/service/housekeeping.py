@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
+from flows.database import reading
 from flows.service.ledger import newest_time
 from flows.service.tables import Shard, ShardState
 from pipeline.params import ScoreParams
@@ -32,8 +33,8 @@ class Kept:
 def keep_house(engine: Engine, log: Path, params: ScoreParams) -> Kept:
     """Compact and remove days of the score log by their age; one process at a time, others find nothing to do.
 
-    Age counts back from the newest row that has arrived, not from the clock on the wall. The file of a shard that is not
-    done stays as it is, as that shard may still be scored again.
+    Age counts back from the newest row that has arrived, not from the clock on the wall. The file of a shard that is
+    not done stays as it is, as that shard may still be scored again.
 
     Raises:
         ContractError: a damaged file of the log; its day stays as it is.
@@ -61,7 +62,7 @@ def _day(newest: dt.datetime, days: float) -> str:
 
 def _may_change(engine: Engine, name: str) -> bool:
     """Whether a file of this shard may still be written anew, or the alert policy has still to read it."""
-    with Session(engine) as session:
+    with Session(reading(engine)) as session:
         state = session.scalar(sa.select(Shard.state).where(Shard.name == name))
     return state in (ShardState.PLANNED, ShardState.SCORED)
 

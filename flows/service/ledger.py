@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
+from flows.database import reading
 from flows.service.tables import Shard, ShardState, Upload, UploadState
 from pipeline.errors import ContractError
 from pipeline.landing import SourceFile
@@ -105,7 +106,7 @@ def take_in(engine: Engine, zone: LandingZone, params: ScoreParams) -> Intake:
 def _unknown(engine: Engine, files: Sequence[SourceFile]) -> list[SourceFile]:
     """Files whose size and time of writing the ledger has not seen under their names."""
     unknown = list[SourceFile]()
-    with Session(engine) as session:
+    with Session(reading(engine)) as session:
         for begin in range(0, len(files), ASKED_AT_ONCE):
             some = files[begin : begin + ASKED_AT_ONCE]
             columns = sa.select(Upload.path, Upload.size, Upload.modified_ns)
@@ -121,7 +122,7 @@ def _look(engine: Engine, zone: LandingZone, file: SourceFile) -> _Found:
         ContractError: it cannot be read, or it changes while it is read.
     """
     digest, facts, error = zone.sha256(file.name), None, None
-    with Session(engine) as session:
+    with Session(reading(engine)) as session:
         known = session.scalar(sa.select(Upload.id).where(Upload.sha256 == digest).limit(1))
     if known is None:
         try:
@@ -348,5 +349,5 @@ def _without(session: Session, shard: Shard, result: ShardResult, moment: dt.dat
 
 def newest_time(engine: Engine) -> dt.datetime | None:
     """The newest row that any upload holds and that is to be believed."""
-    with Session(engine) as session:
+    with Session(reading(engine)) as session:
         return session.scalar(sa.select(sa.func.max(Shard.last_at)).where(Shard.last_at <= Shard.believed_until))

@@ -76,6 +76,7 @@ class EventKind(StrEnum):
     CONFIRMED = "confirmed"
     DISMISSED = "dismissed"
     NOTIFIED = "notified"
+    NOT_NOTIFIED = "not_notified"  # given up, or no need to
 
 
 class NoticeKind(StrEnum):
@@ -216,6 +217,7 @@ class Notice(Base):
     attempts: Mapped[int] = mapped_column(default=0)
     owner: Mapped[str | None] = mapped_column(sa.String(80))
     lease_until: Mapped[dt.datetime | None]
+    told: Mapped[list[str]] = mapped_column(sa.JSON, default=list)  # marks of the addresses that took it
     sent_at: Mapped[dt.datetime | None]
     error: Mapped[str | None] = mapped_column(sa.Text)
     alert: Mapped[Alert] = relationship(back_populates="notices")

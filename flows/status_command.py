@@ -1,0 +1,163 @@
+"""`hearken status` and `hearken metrics`: how the service stands, for people and for Prometheus."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from flows.service.standing import Figures, ServiceStatus
+
+PARAMS = Path("params.yaml")
+LATE = 1
+
+
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    params: Annotated[Path | None, typer.Option("--params", help="Settings to use; default: the checkout's.")] = None,
+) -> None:
+    """Say what was scored, what waits and what failed; exit code 1 where scoring is late."""
+    from flows.chosen_release import checkout_above
+    from flows.service.standing import service_status
+    from flows.settings import Settings
+    from pipeline.landing.places import list_files, place_of
+    from pipeline.params import load_params
+
+    checkout = checkout_above()
+    chosen = load_params(params or checkout / PARAMS)
+    landed, _ = list_files(place_of(Settings.of(checkout).landing_place(chosen.source.path)))
+    found = service_status(
+        _database(), dt.datetime.now(dt.UTC), dt.timedelta(minutes=chosen.score.late_after_minutes), landed
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
+    else:
+        _print(found)
+    if found.late:
+        raise typer.Exit(LATE)
+
+
+def metrics(
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Serve at http://HOST:PORT/metrics.")] = 9108,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: on every network.")] = "127.0.0.1",
+    once: Annotated[bool, typer.Option("--once", help="Print the metrics instead.")] = False,
+) -> None:
+    """Serve the service's metrics to Prometheus, counted from the database at every scrape."""
+    from prometheus_client import generate_latest, start_http_server
+
+    from flows.service.metrics import registry_of
+
+    registry = registry_of(_database())
+    if once:
+        typer.echo(generate_latest(registry).decode(), nl=False)
+        return
+    try:
+        _, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise UserError(f"--host, --port: got {host}:{port} ({error.strerror}), expected a free port.") from None
+    Console(soft_wrap=True).print(escape(printable(f"http://{host}:{port}/metrics")), highlight=False)
+    thread.join()
+
+
+def _database() -> Engine:
+    from flows.chosen_release import checkout_above
+    from flows.database import open_database
+    from flows.settings import Settings
+
+    return open_database(Settings.of(checkout_above()).database_url)
+
+
+def _print(found: ServiceStatus) -> None:
+    console = Console(soft_wrap=True)
+    for heading, line in figure_lines(found):
+        console.print(f"[bold]{heading:<12}[/bold]{_shown(line)}", highlight=False)
+    if found.broken_uploads:
+        console.print(_table("Broken uploads", found.broken_uploads, ("path", "error")))
+    if found.failing_shards:
+        console.print(_table("Shards in trouble", found.failing_shards, ("name", "state", "attempts", "error")))
+    for error in found.notice_errors:
+        console.print(f"[yellow]notices:[/yellow] {_shown(error)}", highlight=False)
+    for reason in found.late:
+        console.print(f"[red]late:[/red] {_shown(reason)}", highlight=False)
+    if not found.late:
+        console.print("[green]scoring is on time[/green]")
+
+
+def figure_lines(found: ServiceStatus) -> list[tuple[str, str]]:
+    """A heading and a line of each figure."""
+    figures, last = found.figures, found.last_shard
+    release, day = figures.release, figures.rows_last_day
+    lines = [
+        (
+            "release",
+            f"v{release['version']} ({release['id']}), in service since {_moment(release['promoted_at'])}"
+            if release
+            else "none is in service",
+        ),
+        (
+            "last shard",
+            f"{last['name']}, finished {_moment(last['finished_at'])}, {last['rows']:,} rows"
+            + (f" in {last['seconds']:.1f} s" if last["seconds"] is not None else "")
+            if last
+            else "none is finished",
+        ),
+        (
+            "last day",
+            f"{day.scored:,} rows, of these {day.unusable:,} without a score, {day.early:,} from the future, "
+            f"{day.late:,} late; {day.repeated:,} repeated",
+        ),
+        ("lag", _lag(figures)),
+        ("uploads", _counts(figures.uploads)),
+        ("shards", _counts(figures.shards)),
+    ]
+    alerts = {f"{tier} {cause}" if tier != "none" else cause: n for (tier, cause), n in figures.open_alerts.items()}
+    lines.append(("open alerts", _counts({name.replace("_", " "): n for name, n in alerts.items()})))
+    lines.append(("notices", _counts({f"{kind} {state}": n for (kind, state), n in figures.notices.items()})))
+    return lines
+
+
+def _lag(figures: Figures) -> str:
+    from flows.service.standing import in_words
+
+    newest = f"newest row scored {_moment(figures.newest_scored_at)}"
+    if not figures.waiting:
+        return f"none; {newest}"
+    waits = f"uploads waiting: {figures.waiting:,}, the oldest for {in_words(figures.oldest_waiting_seconds)}"
+    return f"{in_words(figures.lag_seconds)} of data; {newest}; {waits}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    """What there is of each.
+
+    >>> _counts({"done": 1200, "failed": 0, "planned": 3}), _counts({"done": 0})
+    ('1,200 done, 3 planned', 'none')
+    """
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
+
+
+def _table(title: str, rows: list[dict[str, object]], columns: tuple[str, ...]) -> Table:
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(_shown(str("" if row[column] is None else row[column])) for column in columns))
+    return table
+
+
+def _moment(moment: dt.datetime | None) -> str:
+    return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _shown(text: str) -> str:
+    """Text that may come from data, taken neither for markup nor for a command of the terminal."""
+    return escape(printable(text))
