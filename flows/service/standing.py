@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
+from flows.database import reading
 from flows.registry import ReleaseRow, ReleaseState
 from flows.service.tables import (
     Alert,
@@ -98,7 +99,7 @@ def figures_of(engine: Engine, now: dt.datetime) -> Figures:
     Raises:
         sqlalchemy.exc.OperationalError: the database does not answer.
     """
-    with Session(engine) as session, session.begin():
+    with Session(reading(engine)) as session:
         return _figures(session, now)
 
 
@@ -117,7 +118,7 @@ def service_status(
         late_after: how long an upload may wait.
         landed: files of the landing zone, as `pipeline.landing.places.list_files` lists them.
     """
-    with Session(engine) as session, session.begin():
+    with Session(reading(engine)) as session:
         figures = _figures(session, now)
         last = session.scalar(
             sa.select(Shard).where(Shard.finished_at.is_not(None)).order_by(Shard.finished_at.desc()).limit(1)
