@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.alerts_command import alerts
 from flows.chosen_release import checkout_above, chosen_release
 from flows.layout_options import GivenLayout, takes_layout
 from flows.quarantine_commands import quarantine
@@ -38,6 +39,7 @@ app = typer.Typer(
 releases = typer.Typer(no_args_is_help=True, help="Releases: what was built, and what is in service.")
 app.add_typer(releases, name="releases")
 app.add_typer(quarantine, name="quarantine")
+app.add_typer(alerts, name="alerts")
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="Settings to use.")]
 DEFAULT_PARAMS = Path("params.yaml")

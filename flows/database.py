@@ -15,7 +15,8 @@ from sqlalchemy.orm import DeclarativeBase
 from pipeline.errors import WorkspaceError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-MIGRATION_LOCK = 4_822_051  # PostgreSQL advisory lock: one process migrates at a time
+# PostgreSQL advisory locks; SQLite has one writer at a time anyway
+MIGRATION_LOCK, LEDGER_LOCK, POLICY_LOCK, EXPORT_LOCK = 4_822_051, 4_822_052, 4_822_053, 4_822_054
 BUSY_SECONDS = 30
 ONLY_READS = "hearken_only_reads"
 

@@ -1,11 +1,16 @@
 """What people have answered, as files of the data set: corrections of the cleaning, and alerts confirmed or dismissed.
 
 `corrections.csv` has a line per interval: machine_id, start, end, action (keep or remove), note; times are ISO 8601,
-without a zone UTC, as in the list of removed intervals that it corrects. `feedback.parquet` has a row per alert.
+without a zone UTC, as in the list of removed intervals that it corrects. People write lines of their own, and each
+dismissed alert has one, whose note is `exported_note`: every export replaces those and leaves the others as they are.
+`feedback.parquet` has a row per alert. `maintenance_added.parquet` (MAINTENANCE_SCHEMA) is what people added to the
+maintenance log by answering: failures, repairs, moved sensors, firmware; ingest merges it with the plant's own log,
+which nobody but the plant writes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +25,7 @@ from pipeline.interval_lines import in_order, interval_lines, refuse, shown
 from pipeline.schema import FEEDBACK_SCHEMA
 from pipeline.store import read_table, write_table
 
-CORRECTIONS, FEEDBACK = "corrections.csv", "feedback.parquet"
+CORRECTIONS, FEEDBACK, ADDED_LOG = "corrections.csv", "feedback.parquet", "maintenance_added.parquet"
 COLUMNS = ("machine_id", "start", "end", "action", "note")
 ACTIONS = ("keep", "remove")
 STATES = ("open", "confirmed", "dismissed")
@@ -44,6 +49,32 @@ class Correction:
         """What a person wrote."""
         return ACTIONS[0] if self.keep else ACTIONS[1]
 
+    def contradicts(self, other: Correction) -> bool:
+        """Whether both say the contrary of the same time of a machine.
+
+        >>> keep = Correction("line 2", "pump", 0, 10, True, "")
+        >>> [keep.contradicts(Correction("line 3", "pump", start, 20, False, "")) for start in (5, 10)]
+        [True, False]
+        """
+        if self.machine != other.machine or self.keep == other.keep:
+            return False
+        overlap = self.start_us < other.end_us and other.start_us < self.end_us
+        return overlap or self.start_us == other.start_us
+
+
+def exported_note(alert_id: int) -> str:
+    """The note of a dismissed alert's line in corrections.csv: by it an export knows its own lines.
+
+    >>> is_exported(exported_note(12)), is_exported("alert 12 was nothing")
+    (True, False)
+    """
+    return f"alert {alert_id}, dismissed in hearken"
+
+
+def is_exported(note: str) -> bool:
+    """Whether a note is one of `exported_note`."""
+    return re.fullmatch(r"alert \d+, dismissed in hearken", note) is not None
+
 
 def carry_answers(source: Path, staging: Path) -> None:
     """Copy the answers of a data set's folder, checked, into a snapshot that is being made.
@@ -63,8 +94,11 @@ def carry_answers(source: Path, staging: Path) -> None:
 def read_corrections(data_set: Path, machines: Sequence[str]) -> list[Correction]:
     """The corrections of a data set; none where it has no such file.
 
+    A dismissed alert of a machine whose spectra are gone says nothing, and stops no build.
+
     Raises:
-        ContractError: the first error of examine_corrections; or a machine without rows in the data set.
+        ContractError: the first error of examine_corrections; or a person's line names a machine without rows in the
+            data set.
     """
     path = data_set / CORRECTIONS
     if not path.is_file():
@@ -72,6 +106,7 @@ def read_corrections(data_set: Path, machines: Sequence[str]) -> list[Correction
     found, findings = examine_corrections(path)
     refuse(findings)
     known = set(machines)
+    found = [each for each in found if each.machine in known or not is_exported(each.note)]
     for each in found:
         if each.machine not in known:
             likely = nearest(each.machine, machines)

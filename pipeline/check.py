@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.answers import CORRECTIONS, Correction, examine_corrections
+from pipeline.answers import ADDED_LOG, CORRECTIONS, Correction, examine_corrections
 from pipeline.check_spectra import moment, spectra_findings
 from pipeline.clock import Clock
 from pipeline.errors import ContractError, UserError
@@ -135,7 +135,9 @@ def _log(plant: Path, clock: Clock, spec: FleetSpec) -> tuple[ExaminedLog, list[
 def _answers(plant: Path, survey: Survey) -> list[Finding]:
     """What is wrong with the files of people's answers, and machines in them that have no spectra."""
     findings = list[Finding]()
-    corrections, releases = plant / CORRECTIONS, plant / RELEASES
+    corrections, releases, added = plant / CORRECTIONS, plant / RELEASES, plant / ADDED_LOG
+    if added.is_file():
+        findings += examine_log(added, Clock("UTC")).findings
     answered: list[tuple[Path, Sequence[Correction | Release], Sequence[Finding]]] = []
     if corrections.is_file():
         answered.append((corrections, *examine_corrections(corrections)))

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from pipeline.answers import CORRECTIONS, FEEDBACK, carry_answers
+from pipeline.answers import ADDED_LOG, CORRECTIONS, FEEDBACK, carry_answers
 from pipeline.clock import Clock
 from pipeline.errors import ContractError, printable, run_reporting_errors
 from pipeline.landing import Source, SourceFile, open_source
@@ -30,7 +30,14 @@ from pipeline.landing.frame import axis_warning, fleet_of, row_axes, source_warn
 from pipeline.landing.plausible import Energies
 from pipeline.landing.source import nothing_whole
 from pipeline.layout import SourceLayout
-from pipeline.maintenance import checked_labels, failures_of, log_from_labels, read_maintenance, sorted_log
+from pipeline.maintenance import (
+    checked_labels,
+    failures_of,
+    log_from_labels,
+    read_maintenance,
+    sorted_log,
+    with_added,
+)
 from pipeline.params import IngestParams, load_params
 from pipeline.quarantine import RELEASES, carry_releases
 from pipeline.sampling import Sample, sampled_hours
@@ -97,7 +104,7 @@ def ingest(
         stored = _stored_failures(out)
         sizes = {"horizon_hours": horizon_hours, "tune_share": tune_share, "unseen_share": unseen_share}
         while True:  # again where a file turned out broken after its labels or hours had counted
-            log, warnings = _maintenance(opened, params, set_aside)
+            log, warnings = _maintenance(opened, params, set_aside, horizon_hours)
             failures = failures_of(log, stored, **sizes)
             keep = sampled_hours(opened, log, params.max_rows, horizon_hours)
             with DaySpill(staging / "spill", BUFFER_BYTES) as spill:
@@ -227,8 +234,10 @@ def _write_days(spill: DaySpill, staging: Path, source: Source, axes: tuple[str,
     )
 
 
-def _maintenance(source: Source, params: IngestParams, set_aside: dict[str, str]) -> tuple[pa.Table, list[str]]:
-    """The log, from a file, from labels, or both; and what a person should know of it."""
+def _maintenance(
+    source: Source, params: IngestParams, set_aside: dict[str, str], horizon_hours: float
+) -> tuple[pa.Table, list[str]]:
+    """The log, from a file, from labels, or both, and from answered alerts; and what a person should know of it."""
     tables, warnings = [], list[str]()
     found = source.place.beside("maintenance.parquet", "maintenance.csv")
     if found is not None:
@@ -244,7 +253,14 @@ def _maintenance(source: Source, params: IngestParams, set_aside: dict[str, str]
         if any("label" in form.context for form in source.forms.values()):
             warnings.append("a column `label` is not used as a log: set ingest.label_column to use it")
         tables.append(MAINTENANCE_SCHEMA.empty_table())
-    return sorted_log(pa.concat_tables(tables)), warnings
+    plant, added = sorted_log(pa.concat_tables(tables)), source.place.beside(ADDED_LOG)
+    if added is None:
+        return plant, warnings
+    entries, said = read_maintenance(Path(source.place.where(ADDED_LOG)), Clock("UTC"), None, added[1])
+    log, told_twice = with_added(plant, entries, horizon_hours)
+    if told_twice:
+        warnings.append(f"{told_twice} failures of {ADDED_LOG} stand in the plant's own log too: its times count")
+    return log, warnings + said
 
 
 def _labelled(source: Source, label: str, set_aside: dict[str, str]) -> pa.Table:
@@ -300,11 +316,26 @@ def _stage_rest(source: Source, staging: Path, spec: FleetSpec, log: pa.Table, f
     if truth is not None:
         (staging / "truth.given").write_bytes(truth[1])
         write_table(staging / "truth.parquet", read_table(staging / "truth.given", schema=TRUTH_SCHEMA))
-    if source.place.local is not None:  # people's answers are files of a folder here
-        label = source.place.label  # messages name files as the person named the folder
-        folder = source.place.local if "://" in label else Path(label)
+    folder = _folder_of_answers(source, staging)
+    try:
         carry_releases(folder, staging)
         carry_answers(folder, staging)
+    except ContractError as error:
+        raise ContractError(str(error).replace(str(folder), source.place.label)) from None
+
+
+def _folder_of_answers(source: Source, staging: Path) -> Path:
+    """Where the files of people's answers can be read; those of an object store are copied first."""
+    place = source.place
+    if place.local is not None:
+        return place.local if "://" in place.label else Path(place.label)
+    folder = staging / "given"
+    folder.mkdir()
+    for name in (RELEASES, CORRECTIONS, FEEDBACK):
+        found = place.beside(name)
+        if found is not None:
+            (folder / name).write_bytes(found[1])
+    return folder
 
 
 def _move_in(staging: Path, out: Path, days: dict[str, str]) -> tuple[int, int]:

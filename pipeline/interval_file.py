@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,16 +78,60 @@ def with_line(path: Path, data: bytes, form: FileForm, values: Mapping[str, str]
     Raises:
         UnreadableFile: see read_lines.
     """
+    return with_lines(path, data, form, [values])
+
+
+def with_lines(
+    path: Path, data: bytes, form: FileForm, rows: Sequence[Mapping[str, str]], *, beyond: Sequence[str] = ()
+) -> str:
+    """The text of a CSV file and lines more, written as the file itself is; values without a column are left out.
+
+    Args:
+        path: the file, for messages.
+        data: its bytes.
+        form: its columns.
+        rows: values by column.
+        beyond: columns whose values stand at the end of a line where the file has no such column; only for forms with
+            `wider_lines`, whose readers pass over them.
+
+    Raises:
+        UnreadableFile: see read_lines.
+    """
     text = decoded(path, data, form.what)
     lines = list(io.StringIO(text, newline=""))
     delimiter = form.delimiter or _delimiter_of(lines)
     header = next((record for _, record in _records(lines, delimiter)), None)
+    if not rows:
+        return text
     if header is None:
-        header, text = list(values), csv_line(list(values))
-        delimiter = DELIMITERS[0]
+        header, delimiter = list(rows[0]), DELIMITERS[0]
+        text += ("\n" if text and not text.endswith("\n") else "") + csv_line(header)
+    names = [name.strip() for name in header]
+    names += [name for name in beyond if name not in names]
     end = "\r\n" if text.endswith("\r\n") else "\n"
-    line = csv_line([values.get(name.strip(), "") for name in header], delimiter).rstrip("\n")
-    return text + ("" if text.endswith("\n") else end) + line + end
+    added = [csv_line([values.get(name, "") for name in names], delimiter).removesuffix("\n") + end for values in rows]
+    return text + ("" if text.endswith("\n") else end) + "".join(added)
+
+
+def without_lines(path: Path, data: bytes, form: FileForm, unwanted: Callable[[Sequence[str]], bool]) -> str:
+    """The text of a CSV file less the lines whose values `unwanted` names; all others stay letter by letter.
+
+    Raises:
+        UnreadableFile: see read_lines.
+
+    >>> form = FileForm(what="example", required=("machine_id", "start", "end"))
+    >>> without_lines(Path("a.csv"), b"# mine\\na,b\\n1,x\\n2,y\\n", form, lambda values: "x" in values)
+    '# mine\\na,b\\n2,y\\n'
+    """
+    lines = list(io.StringIO(decoded(path, data, form.what), newline=""))
+    dropped = set[int]()
+    try:
+        for number, (first, last, record) in enumerate(_spans(lines, form.delimiter or _delimiter_of(lines))):
+            if number and unwanted([value for value in map(_value, record) if value is not None]):
+                dropped |= set(range(first, last + 1))
+    except csv.Error as error:
+        raise _unreadable(path, form.what, f"no CSV ({error})", "a CSV file") from None
+    return "".join(line for number, line in enumerate(lines, 1) if number not in dropped)
 
 
 def csv_line(values: Sequence[str], delimiter: str = DELIMITERS[0]) -> str:
@@ -175,23 +219,29 @@ def _records(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[s
     >>> list(_records(["a,b\\n", "# c,d\\n", '"x\\n', 'y",1\\n', "#3,2\\n"], ","))
     [(1, ['a', 'b']), (3, ['x\\ny', '1']), (5, ['#3', '2'])]
     """
-    begin, fields = 0, 0  # number of the record's first line (0: not met yet), and of the header's values
+    for first, _, record in _spans(lines, delimiter):
+        yield first, record
+
+
+def _spans(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Records as `_records` has them, with the numbers of their first and last line."""
+    begin, last, fields = 0, 0, 0  # numbers of the record's first line (0: not met yet) and last, values of the header
 
     def is_comment(line: str) -> bool:
         is_entry = fields and line[1:2].strip() and line.count(delimiter) >= fields - 1
         return line.startswith(COMMENT) and not is_entry
 
     def feed() -> Iterator[str]:
-        nonlocal begin
+        nonlocal begin, last
         for number, line in enumerate(lines, 1):
             if begin or not is_comment(line):  # inside a quoted value there are no comments
-                begin = begin or number
+                begin, last = begin or number, number
                 yield line
 
     for record in csv.reader(feed(), delimiter=delimiter):
         fields = fields or len(record)
         if any(value.strip() for value in record):
-            yield begin, record
+            yield begin, last, record
         begin = 0
 
 

@@ -27,6 +27,7 @@ from pipeline.schema import (
     Role,
     Tag,
     time_column,
+    times_us,
 )
 
 UNKNOWN, HEALTHY, FAULTY = -1, 0, 1
@@ -56,6 +57,38 @@ def sorted_log(table: pa.Table) -> pa.Table:
     return table.sort_by(
         [("start", "ascending"), ("machine_id", "ascending"), ("end", "ascending"), ("tag", "ascending")]
     )
+
+
+def with_added(log: pa.Table, added: pa.Table, horizon_hours: float) -> tuple[pa.Table, int]:
+    """A plant's log and what people added to it by answering alerts, sorted; and how many failures the plant had too.
+
+    An added entry that the log has already (machine, start, end, tag) is left out. So is an added failure of a machine
+    that has one in the log within the horizon: it is the same failure, as in `failures_of`, and the plant knows its
+    time better than an answer does.
+
+    Args:
+        log: MAINTENANCE_SCHEMA, of the plant.
+        added: MAINTENANCE_SCHEMA.
+        horizon_hours: over which failures announce themselves.
+    """
+    reach = round(horizon_hours * MICROSECONDS_PER_HOUR)
+    known, failures = set(_keys(log)), dict[str, list[int]]()
+    for machine, start, _, tag in known:
+        if tag == Tag.FAILURE:
+            failures.setdefault(machine, []).append(start)
+    kept, told_twice = [], 0
+    for key in _keys(added):
+        machine, start, _, tag = key
+        same = tag == Tag.FAILURE and any(abs(start - other) <= reach for other in failures.get(machine, []))
+        told_twice += same and key not in known
+        kept.append(not same and key not in known)
+    return sorted_log(pa.concat_tables([log, added.filter(pa.array(kept, pa.bool_()))])), told_twice
+
+
+def _keys(log: pa.Table) -> list[tuple[str, int, int, str]]:
+    """What makes entries of a log the same: machine, start, end, tag."""
+    times = (times_us(log[name]).tolist() for name in ("start", "end"))
+    return list(zip(log["machine_id"].to_pylist(), *times, log["tag"].to_pylist(), strict=True))
 
 
 def log_from_labels(

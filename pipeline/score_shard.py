@@ -46,6 +46,7 @@ from pipeline.train import use_threads
 from pipeline.uploads import LandingZone
 
 TEMPORARY = ".tmp"
+MOST_MACHINE_NAME = 255  # characters: a key of the database
 MOST_DAYS = 500  # of one upload: each is a file that is open while the upload is read
 
 
@@ -193,10 +194,16 @@ def _keys(zone: LandingZone, file: SourceFile) -> _Keys:
         machine_N, machines = codes_and_names(table["machine_id"])
         codes.append(np.array([names.setdefault(name, len(names)) for name in machines], np.int32)[machine_N])
         times.append(times_us(table["timestamp"]))
+    where = zone.place.where(file.name)
+    for name in names:
+        if len(name) > MOST_MACHINE_NAME or "\0" in name:
+            got = f"{name[:40]!r}, {len(name)} characters"
+            expected = f"at most {MOST_MACHINE_NAME} characters without NUL"
+            raise ContractError.of("machine_id", got=got, expected=expected, where=where)
     time_us_N = np.concatenate(times)
     days = len(np.unique(time_us_N // MICROSECONDS_PER_DAY))
     if days > MOST_DAYS:
-        raise ContractError.of("days", got=days, expected=f"at most {MOST_DAYS}", where=zone.place.where(file.name))
+        raise ContractError.of("days", got=days, expected=f"at most {MOST_DAYS}", where=where)
     return _Keys(list(names), np.concatenate(codes), time_us_N)
 
 

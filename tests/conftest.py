@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -82,28 +82,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def hearken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """A command of the command line in a folder: exit code, output, errors."""
-    from flows import cli
-
-    def run(command: str, folder: Path, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["hearken", command, *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path):
-    """An empty database of its own."""
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of its own: on SQLite, and on PostgreSQL where HEARKEN_TEST_POSTGRES_URL names a server."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'h' / 'test.db'}"
         return
@@ -123,8 +104,29 @@ def url(request, tmp_path):
 
 
 @pytest.fixture
-def engine(url):
+def engine(url: str) -> Iterator[sa.Engine]:
+    """A database whose schema is up to date."""
+    from flows.database import open_database
 
     engine = open_database(url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def hearken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A command of the command line in a folder: exit code, output, errors."""
+    from flows import cli
+
+    def run(command: str, folder: Path, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["hearken", command, *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run

@@ -257,3 +257,11 @@ def test_ingest_refuses_the_answers_that_check_calls_wrong(tmp_path: Path) -> No
     assert check(folder).count(Severity.ERROR) == 1
     with pytest.raises(ContractError, match=r"corrections\.csv, line 2"):
         ingest(folder, tmp_path / "raw", IngestParams(), horizon_hours=24, tune_share=0.5)
+
+
+def test_what_answers_added_to_the_log_is_looked_at(tmp_path: Path) -> None:
+    folder = plant(tmp_path)
+    (folder / "maintenance_added.parquet").write_bytes(b"PAR1 cut off")
+    assert said(check(folder)) == [("error", "maintenance_added.parquet", "", "maintenance")]
+    with pytest.raises(ContractError, match=r"maintenance_added\.parquet"):
+        ingest(folder, tmp_path / "raw", IngestParams(), horizon_hours=24, tune_share=0.5)

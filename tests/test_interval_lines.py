@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.answers import examine_corrections
 from pipeline.clock import Clock
 from pipeline.findings import Finding, Severity
-from pipeline.interval_file import FileForm, csv_line, read_lines, with_line
+from pipeline.interval_file import FileForm, csv_line, read_lines, with_line, with_lines, without_lines
 from pipeline.maintenance_entries import examine_log
 from pipeline.quarantine import examine_releases
 
@@ -157,6 +157,7 @@ def test_what_is_written_is_read_again(values: list[str], delimiter: str) -> Non
     ("before", "after"),
     [
         (b"", "machine_id,note\n=x,\n"),
+        (b"# nothing yet", "# nothing yet\nmachine_id,note\n=x,\n"),
         (b"note;machine_id;more\n# c\nold;m;1", "note;machine_id;more\n# c\nold;m;1\nsaid;'=x;\n"),
         (b"\xef\xbb\xbfmachine_id\r\nm\r\n", "machine_id\r\nm\r\n'=x\r\n"),
     ],
@@ -165,6 +166,18 @@ def test_a_line_more_is_written_as_the_file_is(before: bytes, after: str) -> Non
     form = FileForm("the file", ("machine_id",), ("note",))
     values = {"machine_id": "=x", "note": "said" if b"note" in before else ""}
     assert with_line(Path("file.csv"), before, form, values) == after.replace("\n=x", "\n'=x")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(st.just("# c\n"), st.just("\r\n"), st.lists(CELLS, min_size=2, max_size=2).map(csv_line))))
+def test_lines_that_come_and_go_leave_the_others_as_they_are(theirs: list[str]) -> None:
+    form, path = FileForm("the file", ("machine_id", "note")), Path("file.csv")
+    before = "machine_id,note\n" + "".join(theirs)
+    ours = [{"machine_id": "=x\n", "note": "ours"}, {"machine_id": "# y", "note": "ours"}]
+    for _ in range(2):
+        after = with_lines(path, before.encode(), form, ours)
+        assert after.startswith(before)
+        assert without_lines(path, after.encode(), form, lambda values: "ours" in values) == before
 
 
 def test_what_cannot_be_opened_is_a_finding(tmp_path: Path) -> None:

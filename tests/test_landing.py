@@ -290,6 +290,7 @@ def test_what_is_not_data_is_passed_over_and_links_that_leave_are_refused(tmp_pa
         "maintenance.csv",
         "corrections.csv",
         "sub/feedback.parquet",
+        "sub/maintenance_added.parquet",
         "notes.txt",
     ):
         (source / name).parent.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from pipeline.errors import ContractError
 from pipeline.findings import Finding, Severity
 from pipeline.layout import MaintenanceLayout
 from pipeline.log_status import Timeline, intervals_of
-from pipeline.maintenance import read_maintenance
+from pipeline.maintenance import read_maintenance, with_added
 from pipeline.maintenance_entries import OPEN_END, examine_log
 from pipeline.schema import MICROSECONDS_PER_HOUR, Tag, times_us
 
@@ -230,3 +230,24 @@ def test_a_machine_that_is_off_without_an_end_stays_off(tmp_path: Path) -> None:
     times = int(pd.Timestamp("2024-01-01").value // 1000) + np.arange(400) * day
     timeline = Timeline(np.zeros(400, np.int32), times, 1)
     assert timeline.covered(intervals_of(table, "start", "end", ["m"])).tolist() == [False] + [True] * 399
+
+
+def test_what_answers_add_is_merged_and_no_failure_counts_twice(tmp_path: Path) -> None:
+    def table(*lines: str) -> pa.Table:
+        return read_maintenance(log(tmp_path, HEAD + "".join(f"{line}\n" for line in lines)), Clock("UTC"))[0]
+
+    plant = table("m,2024-01-10,2024-01-11,failure,seal,", "m,2024-02-01,2024-02-02,repair,,")
+    added = table(
+        "m,2024-01-10,2024-01-11,failure,,the same",
+        "m,2024-01-08,2024-01-08,failure,,two days before",
+        "m,2024-01-12,2024-01-12,failure,,two days after",
+        "m,2024-01-07,2024-01-07,failure,,another",
+        "n,2024-01-10,2024-01-11,failure,,another machine",
+        "m,2024-02-01,2024-02-02,repair,,the same",
+        "m,2024-02-01,2024-02-03,repair,,longer",
+    )
+    merged, told_twice = with_added(plant, added, horizon_hours=48)
+    assert [note for note in merged["note"].to_pylist() if note] == ["another", "another machine", "longer"]
+    assert (merged.num_rows, told_twice) == (5, 2)
+    assert merged["start"].to_pylist() == sorted(merged["start"].to_pylist())
+    assert with_added(plant, added.slice(0, 0), horizon_hours=48)[0].equals(plant)

@@ -19,7 +19,7 @@ from flows.service import ledger, scorer
 from flows.service.tables import Alert, EventKind, Notice, NoticeKind, Shard, ShardState, UploadState
 from pipeline.errors import ContractError, ReleaseError
 from pipeline.release import load_release
-from pipeline.schema import dictionary_column, spectra_column, time_column, times_us
+from pipeline.schema import MAINTENANCE_SCHEMA, dictionary_column, spectra_column, time_column, times_us
 from pipeline.score import score_data_set
 from pipeline.score_shard import ShardJob, ShardResult, first_of_keys, score_shard
 from pipeline.store import read_json, read_table
@@ -346,7 +346,7 @@ def plant_job(plant: ServicePlant, lease: ledger.Lease) -> ShardJob:
         release=str(plant.settings.releases / plant.release),
         release_id=plant.release,
         log=str(plant.settings.score_log),
-        added_log=scorer.MAINTENANCE_SCHEMA.empty_table(),
+        added_log=MAINTENANCE_SCHEMA.empty_table(),
     )
 
 

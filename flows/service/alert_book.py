@@ -19,9 +19,10 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
 
-from flows.database import reading
-from flows.service.ledger import ASKED_AT_ONCE, POLICY_LOCK, UNFINISHED, exclusive, from_us, newest_time, now
+from flows.database import POLICY_LOCK, reading
+from flows.service.ledger import ASKED_AT_ONCE, UNFINISHED, exclusive, from_us, newest_time, now
 from flows.service.tables import (
     Alert,
     AlertEvent,
@@ -47,6 +48,7 @@ from pipeline.store import read_table
 
 POLICY = "policy"
 EARLIEST_US = 978_307_200_000_000  # 2001: clocks that have lost their time tell 1970 or 2000
+ATTEMPTS = 5  # people answer alerts while the policy goes on with them
 STALE = dt.timedelta(days=1)  # a page that is older when it is found waits for the digest
 
 
@@ -79,7 +81,8 @@ def apply_next(
     release = release_of(identity)
     rows = LogRows.of_shard(log, name, days, release)
     newest = newest_time(engine)
-    with exclusive(engine, POLICY_LOCK) as session:
+
+    def apply(session: Session) -> Applied | None:
         shard = _first(session)
         if shard is None or shard.id != number or shard.state != ShardState.SCORED:
             return None  # another scorer was faster
@@ -91,7 +94,9 @@ def apply_next(
         shard.early, shard.late = int((~believed_N).sum()), late
         for upload in session.scalars(sa.select(Upload).where(Upload.shard_id == number)):
             upload.state = UploadState.SCORED
-    return Applied(number, book.opened, book.paged)
+        return Applied(number, book.opened, book.paged)
+
+    return _in_transaction(engine, apply)
 
 
 def hear_silence(engine: Engine, release: Release, maintenance: pa.Table) -> Applied | None:
@@ -100,7 +105,8 @@ def hear_silence(engine: Engine, release: Release, maintenance: pa.Table) -> App
     Only while no shard waits: a machine whose rows are not scored yet is not silent.
     """
     newest, silent = newest_time(engine), release.policy.no_data_us
-    with exclusive(engine, POLICY_LOCK) as session:
+
+    def hear(session: Session) -> Applied | None:
         if newest is None or _first(session) is not None:
             return None
         since = newest - dt.timedelta(microseconds=silent) if silent is not None else from_us(EARLIEST_US)
@@ -112,7 +118,21 @@ def hear_silence(engine: Engine, release: Release, maintenance: pa.Table) -> App
             some = machines[begin : begin + ASKED_AT_ONCE]
             off = off_intervals(maintenance, {machine: code for code, machine in enumerate(some)})
             book.advance(some, NO_ROWS, microseconds(newest), off)
-    return Applied(0, book.opened, book.paged)
+        return Applied(0, book.opened, book.paged)
+
+    return _in_transaction(engine, hear)
+
+
+def _in_transaction(engine: Engine, work: Callable[[Session], Applied | None]) -> Applied | None:
+    """Run work alone; where somebody answered one of its alerts meanwhile, once more."""
+    for attempt in range(ATTEMPTS):
+        try:
+            with exclusive(engine, POLICY_LOCK) as session:
+                return work(session)
+        except StaleDataError:
+            if attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _first(session: Session) -> Shard | None:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from flows.database import reading
+from flows.database import LEDGER_LOCK, reading
 from flows.service.tables import Shard, ShardState, Upload, UploadState
 from pipeline.errors import ContractError
 from pipeline.landing import SourceFile
@@ -26,7 +26,6 @@ from pipeline.params import ScoreParams
 from pipeline.score_shard import ShardResult
 from pipeline.uploads import LandingZone, UploadFacts
 
-LEDGER_LOCK, POLICY_LOCK = 4_822_052, 4_822_053  # PostgreSQL advisory locks; SQLite has one writer anyway
 MOST_PATH = 1000  # characters: an index holds no longer ones
 MOST_SPAN = dt.timedelta(days=31)  # of a shard of several uploads
 MOST_ERROR = 2000  # characters

@@ -20,12 +20,12 @@ from sqlalchemy.engine import Engine
 
 from flows.registry import ReleaseRow, find_release, in_service
 from flows.service import alert_book, ledger
+from flows.service.answers_export import added_log
 from flows.service.ledger import Intake, Lease
 from flows.settings import Settings
 from pipeline.errors import ReleaseError
 from pipeline.params import Params
 from pipeline.release import Release
-from pipeline.schema import MAINTENANCE_SCHEMA
 from pipeline.score_shard import ShardJob, ShardResult, checked_release, discard, publish, score_shard
 from pipeline.uploads import LandingZone
 
@@ -134,7 +134,7 @@ class _Run:
         self.landing = str(settings.landing_place(params.source.path))
         self.zone = LandingZone.at(self.landing, params.ingest.timezone)
         self.maintenance = self.zone.maintenance()
-        self.added = MAINTENANCE_SCHEMA.empty_table()
+        self.added = added_log(engine)
         self.held = dict[int, Lease]()
         self.release(row.id)  # a damaged one is refused before anything is claimed
 

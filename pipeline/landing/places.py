@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,19 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.errors import ContractError
+from pipeline.store import atomic_file
 
 # what a data set holds beside its spectra; never a table of spectra
-NOT_SPECTRA = {"maintenance", "fleet", "truth", "failures", "feedback", "corrections", "quarantine_releases"}
+NOT_SPECTRA = {
+    "maintenance",
+    "maintenance_added",
+    "fleet",
+    "truth",
+    "failures",
+    "feedback",
+    "corrections",
+    "quarantine_releases",
+}
 READ_AHEAD = 1 << 20
 MOST_BESIDE_BYTES = 256 << 20  # of a log that lies beside the spectra
 
@@ -80,6 +91,33 @@ class Place:
         except (OSError, pa.ArrowException, ValueError) as error:
             raise self.unreadable(error) from None
         return None
+
+    def write(self, name: str, data: bytes) -> bool:
+        """Put a file into the folder, whole or not at all; whether it was not there with these bytes already.
+
+        Raises:
+            ContractError: this is no folder, or it cannot be written to.
+        """
+        if self.is_file:
+            raise ContractError.of("data set", got="a file", expected="a folder to write to", where=self.label)
+        present = self.beside(name)
+        if present is not None and present[1] == data:
+            return False
+        try:
+            if self.local is not None:
+                path = self.local / name
+                mode = path.stat().st_mode if present is not None else None
+                with atomic_file(path) as temporary:
+                    temporary.write_bytes(data)
+                if mode is not None:  # people who may write a file may go on writing it
+                    path.chmod(stat.S_IMODE(mode))
+            else:  # an object store shows an object once it is whole
+                with self.files.open_output_stream(self.path_of(name)) as stream:
+                    stream.write(data)
+        except (OSError, pa.ArrowException, ValueError) as error:
+            got = f"nothing that can be written ({without_credentials(first_line(error))})"
+            raise ContractError.of(name, got=got, expected="a folder to write to", where=self.where(name)) from None
+        return True
 
     def where(self, name: str) -> str:
         """A file's place for people."""

@@ -1,0 +1,314 @@
+"""`hearken alerts`: what stands in alert, the story of one, and what people answer; answers reach the next build."""
+
+from __future__ import annotations
+
+import datetime as dt
+import getpass
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from flows.alert_tables import (
+    alert_json,
+    alerts_table,
+    details_table,
+    entry_text,
+    events_table,
+    sentence,
+    shown,
+    story_json,
+    time_text,
+)
+from flows.chosen_release import checkout_above
+from pipeline.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from flows.service.feedback import Answered
+
+alerts = typer.Typer(no_args_is_help=True, help="Alerts: what stands, its story, and what people answer.")
+
+AlertNumber = Annotated[int, typer.Argument(help="Number of the alert, as `list` shows it.")]
+AlertNumbers = Annotated[list[int], typer.Argument(help="Numbers of alerts, as `list` shows them.")]
+WhoOption = Annotated[str | None, typer.Option(help="Who answers; default: your login name.")]
+NoteOption = Annotated[str, typer.Option(help="For people; stands in the alert's story.")]
+VersionOption = Annotated[
+    int | None, typer.Option(help="As `show` told it: refuse where the alert has changed since then.")
+]
+LandingOption = Annotated[
+    str | None, typer.Option(help="The data set's folder or URI; default: HEARKEN_LANDING, else source.path.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@alerts.command("list")
+def list_command(
+    standing: Annotated[str | None, typer.Option(help="open, closed or withdrawn; default: open and closed.")] = None,
+    answer: Annotated[str | None, typer.Option(help="acknowledged, confirmed, dismissed, or none.")] = None,
+    tier: Annotated[str | None, typer.Option(help="page or low.")] = None,
+    machine: Annotated[str | None, typer.Option(help="Only this machine.")] = None,
+    since: Annotated[str | None, typer.Option(help="Alerts that stood here or later: 2025-03-01T14:30.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="As many, the newest.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """The newest alerts: how bad, which machine, since when, how rare, who agrees, where in the spectrum, answers."""
+    from flows.service.feedback import UNANSWERED, Wanted, list_alerts
+    from flows.service.tables import Answer, Standing
+
+    wanted = Wanted(
+        standing=None if standing is None else Standing(_one_of(standing, "--standing", Standing)),
+        answer=_one_of(answer, "--answer", [*Answer, UNANSWERED]) if answer is not None else None,
+        tier=tier,
+        machine=machine,
+        since=None if since is None else _moment(since, "--since", quiet=as_json),
+    )
+    found, total = list_alerts(_database(), wanted, limit)
+    if as_json:
+        _print_json({"alerts": [alert_json(alert) for alert in found], "total": total})
+        return
+    if not found:
+        _say(f"{total} alerts" if total else "no alert")
+        return
+    # where nobody's window limits the width, an alert stands on one line if it can
+    Console(width=None if sys.stdout.isatty() else 160).print(alerts_table(found))
+    left = f"; the newest {len(found)} are shown (--limit)" if len(found) < total else ""
+    _say(f"{_number(total, 'alert')} (UTC){left}; rarity is that of its oddest row among healthy ones")
+
+
+@alerts.command("show")
+def show_command(alert: AlertNumber, as_json: JsonOption = False) -> None:
+    """One alert: what it says, its details, and all that happened to it."""
+    from flows.service.feedback import alert_story
+
+    story = alert_story(_database(), alert)
+    if as_json:
+        _print_json(story_json(story))
+        return
+    _say(escape(sentence(story.alert)))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(details_table(story))
+    console.print(events_table(story))
+
+
+@alerts.command("ack")
+def ack_command(
+    alert: AlertNumbers,
+    who: WhoOption = None,
+    note: NoteOption = "",
+    version: VersionOption = None,
+    landing: LandingOption = None,
+) -> None:
+    """Say that somebody has seen these alerts and looks after them."""
+    from flows.service.feedback import acknowledge
+
+    _each(alert, version, landing, lambda engine, one: acknowledge(engine, one, **_said_by(who, note, version)))
+
+
+@alerts.command("confirm")
+def confirm_command(
+    alert: AlertNumber,
+    failure_at: Annotated[
+        str | None, typer.Option(help="The machine failed or was stopped; default: the alert's last row so far.")
+    ] = None,
+    failure_until: Annotated[str | None, typer.Option(help="It ran again.")] = None,
+    failure_mode: Annotated[str | None, typer.Option(help="What failed: outer race, imbalance.")] = None,
+    who: WhoOption = None,
+    note: NoteOption = "",
+    version: VersionOption = None,
+    landing: LandingOption = None,
+) -> None:
+    """The alert was right: it becomes a failure in the maintenance log of the next build."""
+    from flows.service.feedback import Failure, confirm
+
+    known = Failure(
+        at=None if failure_at is None else _moment(failure_at, "--failure-at"),
+        until=None if failure_until is None else _moment(failure_until, "--failure-until"),
+        mode=failure_mode,
+    )
+    _each(
+        [alert],
+        version,
+        landing,
+        lambda engine, one: confirm(engine, one, failure=known, **_said_by(who, note, version)),
+    )
+
+
+@alerts.command("dismiss")
+def dismiss_command(
+    alert: AlertNumbers,
+    who: WhoOption = None,
+    note: NoteOption = "",
+    version: VersionOption = None,
+    landing: LandingOption = None,
+) -> None:
+    """The alerts were wrong: their rows are healthy and may train in the next build."""
+    from flows.service.feedback import dismiss
+
+    _each(alert, version, landing, lambda engine, one: dismiss(engine, one, **_said_by(who, note, version)))
+
+
+@alerts.command("reopen")
+def reopen_command(
+    alert: AlertNumbers,
+    who: WhoOption = None,
+    note: NoteOption = "",
+    version: VersionOption = None,
+    landing: LandingOption = None,
+) -> None:
+    """Take an answer back; the story keeps it."""
+    from flows.service.feedback import reopen
+
+    _each(alert, version, landing, lambda engine, one: reopen(engine, one, **_said_by(who, note, version)))
+
+
+@alerts.command("reset-baseline")
+def reset_baseline_command(
+    machine: Annotated[str, typer.Argument(help="Its name, letter by letter.")],
+    at: Annotated[str, typer.Option(help="The work was done: 2025-03-01T14:30. A new baseline begins here.")],
+    reason: Annotated[str, typer.Option(help="repair, sensor (moved or changed) or firmware.")],
+    since: Annotated[str | None, typer.Option("--from", help="The work began; default: it took a moment.")] = None,
+    take_back: Annotated[bool, typer.Option("--take-back", help="Take such an entry out again.")] = False,
+    who: WhoOption = None,
+    note: NoteOption = "",
+    landing: LandingOption = None,
+) -> None:
+    """A repair, a moved sensor or new firmware: the machine is compared with itself from then on."""
+    from flows.service.feedback import RESET_TAGS, reset_baseline, take_back_reset
+    from pipeline.schema import Tag
+
+    tag = Tag(_one_of(reason, "--reason", RESET_TAGS))
+    end = _moment(at, "--at")
+    start = None if since is None else _moment(since, "--from")
+    engine = _database()
+    if take_back:
+        entry = take_back_reset(engine, machine, at=end, reason=tag)
+        _say(f"taken back: {entry_text(entry)}")
+    else:
+        entry, new = reset_baseline(engine, machine, at=end, reason=tag, who=_who(who), note=note, since=start)
+        _say(f"{'entered' if new else 'entered already'}: {entry_text(entry)}")
+    _export(engine, landing)
+
+
+@alerts.command("export")
+def export_command(landing: LandingOption = None) -> None:
+    """Write all answers into the data set's folder, where the next build finds them."""
+    _export(_database(), landing)
+
+
+# --- answering ---
+
+
+def _said_by(who: str | None, note: str, version: int | None) -> dict[str, Any]:
+    return {"who": _who(who), "note": note, "version": version}
+
+
+def _who(given: str | None) -> str:
+    if given is not None:
+        return given
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container may have no user of that number
+        raise UserError("--who: got none, and no login name is known, expected your name.") from None
+
+
+def _each(
+    numbers: Sequence[int], version: int | None, landing: str | None, answer: Callable[[Engine, int], Answered]
+) -> None:
+    """Answer alerts one by one, and export what was answered even where a later one fails."""
+    if version is not None and len(numbers) > 1:
+        raise UserError(f"--version: got it with {len(numbers)} alerts, expected one alert.")
+    engine, stored = _database(), 0
+    try:
+        for number in numbers:
+            _tell(answer(engine, number))
+            stored += 1
+    finally:
+        if stored:
+            _export(engine, landing)
+
+
+def _tell(answered: Answered) -> None:
+    alert, failure = answered.story.alert, answered.story.failure
+    state = str(alert.answer) if alert.answer is not None else "without an answer"
+    already = "" if answered.changed else " already"
+    entered = f"; in the maintenance log: {entry_text(failure)}" if failure is not None else ""
+    _say(f"alert {alert.id} of {shown(alert.machine_id)} is {state}{already}{entered}")
+
+
+def _export(engine: Engine, landing: str | None) -> None:
+    from flows.service.answers_export import export_answers
+
+    try:
+        place = landing if landing is not None else _landing_zone()
+        done = export_answers(engine, place)
+    except UserError as error:
+        raise UserError(
+            f"export: {error} Answers stand in the database; when it is mended: hearken alerts export"
+        ) from None
+    for note in done.notes:
+        _say(f"[yellow]note:[/yellow] {escape(note)}")
+    what = f"{', '.join(done.written)} written" if done.written else "nothing new to write"
+    _say(f"{what}: {escape(str(place))}")
+
+
+# --- what people type, and what they see ---
+
+
+def _moment(text: str, option: str, *, quiet: bool = False) -> dt.datetime:
+    """A time that a person typed; one without a zone is UTC, which is said."""
+    import pyarrow as pa
+
+    from pipeline.clock import Clock
+    from pipeline.errors import ContractError
+
+    clock = Clock(None)
+    try:
+        microseconds = int(clock.to_utc_us(pa.array([text.strip()]), option)[0])
+        moment = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=microseconds)
+    except (ContractError, OverflowError):
+        expected = "ISO 8601, such as 2025-03-01T14:30 or 2025-03-01T14:30+01:00"
+        raise UserError(f"{option}: got {text!r}, expected {expected}.") from None
+    if clock.assumed and not quiet:
+        _say(f"[dim]{option}: {time_text(moment)} is taken as UTC[/dim]")
+    return moment
+
+
+def _one_of(text: str, option: str, known: Iterable[str]) -> str:
+    names = [str(name) for name in known]
+    if text not in names:
+        raise UserError(f"{option}: got {text!r}, expected one of {', '.join(names)}.")
+    return text
+
+
+def _number(count: int, name: str) -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
+
+
+def _say(line: str) -> None:
+    Console(soft_wrap=True).print(printable(line), highlight=False)
+
+
+def _database() -> Engine:
+    from flows.database import open_database
+    from flows.settings import Settings
+
+    return open_database(Settings.of(checkout_above()).database_url)
+
+
+def _landing_zone() -> Path:
+    from flows.settings import Settings
+    from pipeline.params import load_params
+
+    settings = Settings.of(checkout_above())
+    return settings.landing_zone(load_params(settings.checkout / "params.yaml").source.path)
