@@ -20,6 +20,7 @@ from rich.table import Table
 
 from flows.alerts_command import alerts
 from flows.chosen_release import checkout_above, chosen_release
+from flows.history_command import history
 from flows.layout_options import GivenLayout, takes_layout
 from flows.quarantine_commands import quarantine
 from flows.recalibrate_command import recalibrate
@@ -270,6 +271,7 @@ app.command("what-if")(what_if)
 app.command("recalibrate")(recalibrate)
 app.command("status")(status)
 app.command("metrics")(metrics)
+app.command("history")(history)
 
 
 @app.command()

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -105,23 +105,33 @@ def write_table(path: Path | str, table: pa.Table) -> None:
     write_tables(path, table.schema, [table])
 
 
-def write_tables(path: Path | str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+def write_tables(
+    path: Path | str, schema: pa.Schema, tables: Iterable[pa.Table], repeating: Collection[str] = ()
+) -> None:
     """Write a stream of tables of one schema as one Parquet file, atomically; memory is one table's.
+
+    Columns named in `repeating` hold numbers of which few are different, and get dictionaries as text does.
 
     Raises:
         ContractError: see write_table; nothing is written then.
     """
-    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, **parquet_codec(schema)) as writer:
+    with (
+        atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, schema, **parquet_codec(schema, repeating)) as writer,
+    ):
         for table in tables:
             refuse_nulls(table, path)
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
 
 
-def parquet_codec(schema: pa.Schema) -> dict[str, Any]:
-    """How Parquet files of a schema are written: ZSTD, dictionaries for text, split streams of bytes, checksums."""
+def parquet_codec(schema: pa.Schema, repeating: Collection[str] = ()) -> dict[str, Any]:
+    """How Parquet files of a schema are written: ZSTD, split streams of bytes, checksums, some dictionaries.
+
+    Dictionaries are for text, and for numbers of which few are different (`repeating`).
+    """
     dictionaries, floats = [], []
     for field in schema:
-        if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type):
+        if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type) or field.name in repeating:
             dictionaries.append(field.name)
         elif pa.types.is_fixed_size_list(field.type):
             floats.append(f"{field.name}.list.element")

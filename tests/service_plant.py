@@ -77,7 +77,7 @@ class ServicePlant:
     def log(self) -> pa.Table:
         """All rows of the score log, by machine and time."""
         parts = [read_table(path) for path in sorted(self.settings.score_log.glob("*/[!._]*.parquet"))]
-        table = pa.concat_tables(parts).unify_dictionaries()
+        table = pa.concat_tables(parts, promote_options="permissive").unify_dictionaries()
         keys = pa.table({"machine": table["machine_id"].cast(pa.string()), "time": table["timestamp"]})
         order = pc.sort_indices(keys, sort_keys=[("machine", "ascending"), ("time", "ascending")])
         return table.take(order)

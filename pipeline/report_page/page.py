@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from pipeline.report_page.blocks import Block, Chart, Charts, Columns, Group
+from pipeline.report_page.blocks import Block, Chart, Charts, Columns, Group, Section
 from pipeline.report_page.colours import PALETTES
 from pipeline.report_page.data import ReportData
 from pipeline.report_page.names import LONG, visible
@@ -43,16 +43,26 @@ def render_report(data: ReportData) -> str:
     >>> "<script>alert(1)" in page, "&lt;script&gt;alert(1)" in page
     (False, True)
     """
+    return rendered("report.html", sections(data), title=f"{data.title} report", data=data, facts=facts(data))
+
+
+def rendered(template: str, parts: Sequence[Section], **context: Any) -> str:
+    """A page as text: a template around sections, with plotly where they have charts.
+
+    Args:
+        template: one of `templates/`.
+        parts: sections of the page.
+        context: what the template shows besides; `title` is that of the window.
+    """
     charts = list[Chart]()
     taken = set[str]()
-    parts = [replace(part, blocks=_distinct(part.blocks, taken, charts)) for part in sections(data)]
+    parts = [replace(part, blocks=_distinct(part.blocks, taken, charts)) for part in parts]
     figures, shared = _figures(charts)
     return (
         _environment()
-        .get_template("report.html")
+        .get_template(template)
         .render(
-            data=data,
-            facts=facts(data),
+            **context,
             sections=parts,
             palettes=PALETTES,
             long=LONG,

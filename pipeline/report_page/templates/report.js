@@ -23,7 +23,8 @@
       if (id === page.id) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     });
-    document.querySelector("nav").scrollLeft = links.get(page.id).offsetLeft - 60;  // a row on a narrow screen
+    const link = links.get(page.id);
+    if (link) document.querySelector("nav").scrollLeft = link.offsetLeft - 60;  // a row on a narrow screen
     const title = page.querySelector("h2");
     document.title = `${title.textContent.trim()} · ${document.documentElement.dataset.title}`;
     if (wanted && wanted !== page && page.contains(wanted)) wanted.scrollIntoView();
