@@ -11,6 +11,8 @@ ONLY_IN = {
     "evidently": {"pipeline/drift.py"},
     "dvclive": {"pipeline/engine/progress.py"},
     "onnx": {"pipeline/onnx_export.py", "pipeline/detectors/tree_ensemble.py"},
+    "apprise": {"flows/service/delivery.py"},
+    "prometheus_client": {"flows/service/metrics.py", "flows/status_command.py"},
     "onnxruntime": {"pipeline/onnx_export.py", "pipeline/detectors/tree_ensemble.py"},
 }
 
@@ -33,6 +35,12 @@ def modules(folder: str) -> list[Path]:
 def test_pipeline_knows_nothing_of_prefect_or_flows(path: Path) -> None:
     roots = {name.split(".")[0] for name in imports_of(path)}
     assert not roots & {"prefect", "flows", "sqlalchemy", "alembic", "typer"}
+
+
+@pytest.mark.parametrize("path", modules("flows/service"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_service_knows_nothing_of_prefect_or_the_command_line(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports_of(path)}
+    assert not roots & {"prefect", "prefect_dask", "dask", "distributed", "typer", "rich"}
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
