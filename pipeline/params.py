@@ -312,12 +312,16 @@ class AbsoluteLimitParams(Section):
 
 
 class BaselineParams(Section):
-    """Location and scale of each machine, epoch and operating condition, shrunk to the fleet."""
+    """Location and scale of each machine, epoch and operating condition, shrunk to the fleet.
+
+    An independent look is a row, or as many rows as the data say where those of one hour are alike: twenty rows within
+    three minutes are two looks or so, a row an hour is a look each (see `pipeline/detectors/looks.py`).
+    """
 
     scope: Literal["global", "machine", "machine+condition"] = "machine+condition"
     condition_column: str = "condition"  # the context column that names conditions; absent: all rows are of one
-    shrink_rows: Annotated[float, Field(ge=0)] = 30.0  # as many pseudo-rows of the fleet's scale
-    min_rows: Count = 20  # below this a machine uses the fleet's baseline of the condition, marked
+    shrink_rows: Annotated[float, Field(ge=0)] = 30.0  # looks that the fleet's scale weighs; rows per look, at least
+    min_rows: Count = 20  # independent looks, below which a wider baseline leans on the fleet, marked
 
     @property
     def conditions_from(self) -> str | None:

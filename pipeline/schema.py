@@ -64,7 +64,7 @@ class Baseline(IntEnum):
 
     FLEET = 0  # the machine is not known
     SHRUNK = (
-        1  # its epoch or condition has too few rows: wider, and leaning on what is known of the machine and the fleet
+        1  # its epoch or condition has too few looks: wider, and leaning on what is known of the machine and the fleet
     )
     OWN = 2
 

@@ -81,6 +81,7 @@ def fit_detector(
     baselines = fit_baselines(
         material.read(parts.describes_N),
         material.keys.take(parts.describes_N),
+        material.time_us_N[parts.describes_N],
         scope=settings.scope,
         condition_column=settings.condition_column,
         shrink_rows=settings.shrink_rows,
@@ -92,7 +93,7 @@ def fit_detector(
     if settings.scope != "global" and own_share < FEW_OWN:
         say(
             f"only {own_share:.0%} of the training rows have a baseline of their own: each machine, epoch and "
-            f"{settings.condition_column} needs {settings.min_rows} rows (train.baseline)"
+            f"{settings.condition_column} needs {settings.min_rows} independent looks (train.baseline)"
         )
     detector = make_detector(name, baselines, params, fitting.device, fleet)
     if name in NEURAL_DETECTORS:

@@ -160,9 +160,9 @@ def test_one_condition_is_as_none(rng, scope: str) -> None:
 
 
 def keys_of(*keys: tuple[int, int, int, int, float, float]) -> Described:
-    """Keys (machine, epoch, condition, rows, location, scale) of one feature."""
+    """Keys (machine, epoch, condition, rows, location, scale) of one feature; each row is a look of its own."""
     columns = np.array(keys, float).reshape(-1, 6).T
-    return Described(*columns[:4].astype(np.int64), columns[4][:, None], columns[5][:, None])
+    return Described(*columns[:4].astype(np.int64), columns[3], columns[4][:, None], columns[5][:, None])
 
 
 FLEETS: dict[int | None, Fleet] = dict.fromkeys(
@@ -177,9 +177,22 @@ PLACES = st.floats(-50, 50)
 def test_a_key_alone_leans_on_the_fleet_by_its_rows(rows: int, location: float, shrink_rows: float) -> None:
     alone = keys_of((0, 0, 0, rows, location, 1.0))
     found = predict(alone, alone, FLEETS, PLAIN, shrink_rows)
-    weight = rows / (rows + shrink_rows / 4)  # rows vary by a quarter of the variance between machines
+    weight = rows / (rows + max(shrink_rows, 1) / 4)  # rows vary by a quarter of the variance between machines
     np.testing.assert_allclose(found.location_KG[0, 0], 5 + weight * (location - 5), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(found.scale_KG[0, 0] ** 2, 1 + (1 - weight) * 4, rtol=1e-6)
+
+
+def test_rows_that_are_worth_few_looks_lean_on_the_fleet_by_their_looks() -> None:
+    alike = replace(keys_of((0, 0, 0, 600, 9.0, 3.0)), looks_K=np.array([4.0]))
+    found = predict(alike, alike, FLEETS, PLAIN, 30.0)
+    weight = 4 / (4 + 1 / 4)  # 150 rows are a look, more than the 30 that count as one at least
+    np.testing.assert_allclose(found.location_KG[0, 0], 5 + weight * 4, rtol=1e-6)
+    within = (4 * 9 + 30 * 1) / 34  # four looks of its own scale, thirty of the fleet's
+    np.testing.assert_allclose(found.scale_KG[0, 0] ** 2, within + (1 - weight) * 4, rtol=1e-6)
+    own, _ = describe_machines(
+        Described.joined([alike, replace(alike, machine_K=alike.machine_K + 1)]), FLEETS, PLAIN, 30.0, 20
+    )
+    assert not own.names()
 
 
 @given(own=st.floats(0.2, 5), location=PLACES, other=PLACES)
@@ -205,7 +218,9 @@ def test_a_prediction_is_never_narrower_than_rows_nor_wider_than_the_fleet_and_m
     found = predict(silent, wanted, FLEETS, PLAIN, 30.0)
     assert (found.scale_KG >= 1 - 1e-9).all()
     assert (found.scale_KG <= FLEETS[None].scale_G[0] + 1e-9).all()
-    doubled = predict(replace(silent, rows_K=2 * silent.rows_K), wanted, FLEETS, PLAIN, 30.0)
+    doubled = predict(
+        replace(silent, rows_K=2 * silent.rows_K, looks_K=2 * silent.looks_K), wanted, FLEETS, PLAIN, 30.0
+    )
     assert (doubled.scale_KG <= found.scale_KG + 1e-9).all()
     narrow = predict(replace(known, scale_KG=0 * known.scale_KG), known, FLEETS, PLAIN, 0.0)
     assert (narrow.scale_KG >= 0.1 - 1e-9).all(), "rows that never move do not make a baseline that nothing fits"
@@ -227,9 +242,7 @@ def test_the_parts_of_the_variance_are_found(rng, delta: float, changed: float) 
     keys = []
     for machine in range(120):
         drawn = root @ rng.normal(size=(6, 40)) * 2
-        keys.append(
-            Described(place.machine_K + machine, place.epoch_K, place.condition_K, place.rows_K, drawn, 0 * drawn + 0.5)
-        )
+        keys.append(replace(place, machine_K=place.machine_K + machine, location_KG=drawn, scale_KG=0 * drawn + 0.5))
     seen = Described.joined(keys)
     found = variance_components(seen, dict.fromkeys([None, 0, 1, 2], Fleet.of_keys(seen)))
     assert abs(found.delta - delta) < 0.1
@@ -265,6 +278,6 @@ def test_few_machines_are_taken_to_differ_more_than_they_show(rng) -> None:
 def test_a_machine_of_very_many_conditions_is_described_in_parts(rng) -> None:
     count = MOST_KEYS + 30
     keys = keys_of(*[(0, 0, c, 50 + c, rng.normal(), 1.0) for c in range(count)], (1, 0, 0, 60, 1.0, 1.0))
-    own, _ = describe_machines(keys, FLEETS, 30.0, 20)
+    own, _ = describe_machines(keys, FLEETS, variance_components(keys, FLEETS), 30.0, 20)
     assert set(own.names()) == set(keys.names())
     assert np.isfinite(own.location_KG).all()

@@ -116,7 +116,7 @@ def _by_failures(rows: Rows, role_N: npt.NDArray[Any], removed_N: BoolN, seed: i
     positive_N = (role_N == Role.TUNE)[judged_N]
     if positive_N.sum() < MIN_POSITIVES or (~positive_N).sum() < MIN_ROWS:
         return Verdict(
-            None, True, "No tune failure of a machine that trained: the cleaning cannot be judged, and stands."
+            None, True, "No tune failure of a machine with its own baseline: the cleaning cannot be judged, and stands."
         )
     wins = [
         win_table(quick_scores(rows, fits_N, table, judged_N), group_N, positive_N)
@@ -177,7 +177,7 @@ def _first_half(rows: Rows, among_N: BoolN) -> BoolN:
 def baselines_of(rows: Rows, describes_N: BoolN, *, log: bool) -> BaselineTable:
     """Baselines per machine, epoch and condition from the rows given; `log`: magnitudes are seen in log."""
     keys = rows.keys.take(np.flatnonzero(describes_N))
-    return fit_baselines(rows.spectra[describes_N], keys, log=log)
+    return fit_baselines(rows.spectra[describes_N], keys, rows.time_us[describes_N], log=log)
 
 
 def quick_scores(rows: Rows, fits_N: BoolN, baselines: BaselineTable, judged_N: BoolN) -> FloatN:

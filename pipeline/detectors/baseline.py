@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.detectors.shrinkage import ANY_EPOCH, Described, Fleet, describe_machines, robust
+from pipeline.detectors.looks import Stretches, independent_looks
+from pipeline.detectors.shrinkage import ANY_EPOCH, Described, Fleet, describe_machines, robust, variance_components
 from pipeline.rows import Codes, RowKeys
 from pipeline.schema import Baseline, BoolN, FloatNF, IntN
 
@@ -35,8 +36,8 @@ MIN_MACHINES = 3  # that know a condition, for a fleet's baseline of it: fewer d
 class BaselineTable:
     """Location and scale (R, G): the fleet's, the fleet's of each of `conditions`, then of each of `keys`.
 
-    The first `own` keys have rows enough to stand for themselves; the others are shrunk, and wider, some of them for
-    epochs that no row has shown yet (see `shrinkage`). `condition_column` is the context column that names
+    The first `own` keys were looked at often enough to stand for themselves; the others are shrunk, and wider, some of
+    them for epochs that no row has shown yet (see `shrinkage`). `condition_column` is the context column that names
     conditions; None: conditions make no difference.
 
     >>> spectra = np.exp(np.random.default_rng(0).normal(size=(200, 4))).astype(np.float32)
@@ -103,7 +104,7 @@ class BaselineTable:
         return np.where(code_N < first, Baseline.FLEET, state_N).astype(np.int8)
 
     def is_own(self, code_N: npt.NDArray[np.int32]) -> BoolN:
-        """Which rows of data (N,) have a baseline of their own machine, epoch and condition, of rows enough."""
+        """Which rows of data (N,) have a baseline of their own machine, epoch and condition, of looks enough."""
         return np.asarray(self.states(code_N) == Baseline.OWN)
 
     def features(self, spectra_NF: torch.Tensor) -> torch.Tensor:
@@ -162,6 +163,7 @@ def baselines_from(values: dict[str, Any], location: np.ndarray, scale: np.ndarr
 def fit_baselines(
     spectra_NF: FloatNF,
     keys: RowKeys,
+    time_us_N: IntN | None = None,
     *,
     scope: str = "machine+condition",
     condition_column: str = "condition",
@@ -172,18 +174,22 @@ def fit_baselines(
     """Robust location and scale per machine, epoch and condition.
 
     The location is the median, the scale (q97.5 - q2.5) / 3.92: it spans what a machine does within a condition, which
-    an interquartile range would not, and 2 % of wrong rows do not move it. The squared scale leans on that of other
-    rows in the condition with the weight of `shrink_rows` rows. Keys with fewer than `min_rows` rows, epochs that are
-    not known and conditions that a machine was not seen in lean in their location too on what the machine does
-    elsewhere and on the fleet (see `shrinkage`), are wider by what is uncertain about it, and are not `own`.
+    an interquartile range would not, and 2 % of wrong rows do not move it. Neighbours in time say much the same: what
+    counts is the number of independent looks that the rows of a key are worth (see `looks`). The squared scale leans on
+    that of other rows in the condition with the weight of `shrink_rows` looks. Keys with fewer than `min_rows` looks,
+    epochs that are not known and conditions that a machine was not seen in lean in their location too on what the
+    machine does elsewhere and on the fleet (see `shrinkage`), are wider by what is uncertain about it, and are not
+    `own`.
 
     Args:
         spectra_NF: healthy rows, (N, F), in the sensor's unit.
         keys: machine, epoch and condition of each.
+        time_us_N: microseconds since 1970 of each; None: each row is a look of its own.
         scope: `machine+condition`; `machine` for one baseline of all conditions, `global` for one of all rows.
         condition_column: the column that conditions come from, kept for those who score.
-        shrink_rows: rows that count as one independent look at a machine, and the weight of the fleet's scale.
-        min_rows: rows below which a key has no baseline of its own.
+        shrink_rows: rows that count as one independent look at a machine's level, or more where those of an hour are
+            alike; and the weight of the fleet's scale, in looks.
+        min_rows: independent looks below which a key has no baseline of its own.
         log: magnitudes are seen in log (kind `spectrum`).
     """
     keys = keys if scope == "machine+condition" else keys.of_one_condition()
@@ -191,17 +197,18 @@ def fit_baselines(
     positive = positive[positive > 0]
     floor = max(float(np.median(positive)) * FLOOR_OF_MEDIAN if positive.size else 1e-12, 1e-30)
     features_NG = spectra_features(spectra_NF, floor, log)
-    seen = _describe_keys(features_NG, keys)
-    enough = seen.take((seen.rows_K >= min_rows) | (len(seen.rows_K) == 1))
+    seen = _describe_keys(features_NG, keys, time_us_N)
+    enough = seen if len(seen.rows_K) == 1 else _that_tell_of_fleets(seen, keys, min_rows)
     fleets: dict[int | None, Fleet] = {
         None: Fleet.of_keys(enough) if len(enough.rows_K) else Fleet.of_rows(features_NG)
     }
-    for condition, rows in _shared_conditions(keys, min_rows):
-        mine = enough.take(enough.condition_K == condition)
+    for condition, rows in _shared_conditions(keys, seen, min_rows):
+        mine = _that_tell_of_fleets(seen.take(seen.condition_K == condition), keys, min_rows)
         many = len(np.unique(mine.machine_K)) >= _enough_machines(keys)
         fleets[condition] = Fleet.of_keys(mine) if many else Fleet.of_rows(features_NG[_thinned(rows)])
     seen = seen.take(slice(0)) if scope == "global" else seen
-    own, shrunk = describe_machines(seen, fleets, shrink_rows, min_rows)
+    components = variance_components(enough, fleets)
+    own, shrunk = describe_machines(seen, fleets, components, shrink_rows, min_rows)
     described = [*own.names(), *shrunk.names()]
     return BaselineTable(
         keys=tuple((str(keys.machines[m]), e, str(keys.conditions[c])) for m, e, c in described),
@@ -224,7 +231,7 @@ def _thinned(rows: IntN) -> IntN:
     return rows[:: max(1, len(rows) // MAX_ROWS_PER_KEY)]
 
 
-def _describe_keys(features_NG: FloatNF, keys: RowKeys) -> Described:
+def _describe_keys(features_NG: FloatNF, keys: RowKeys, time_us_N: IntN | None) -> Described:
     """Every key that has a row, as its own rows describe it."""
     epochs, conditions = int(keys.epoch_N.max(initial=0)) + 1, len(keys.conditions)
     packed_N = (keys.machine_N.astype(np.int64) * epochs + keys.epoch_N) * conditions + keys.condition_N
@@ -232,21 +239,37 @@ def _describe_keys(features_NG: FloatNF, keys: RowKeys) -> Described:
     packed_K = np.array([group for group, _ in groups], np.int64)
     fitted = [robust(features_NG[_thinned(rows)]) for _, rows in groups]
     shape = (len(groups), features_NG.shape[1])
+    location_KG = np.array([location for location, _ in fitted]).reshape(shape)
+    scale_KG = np.array([scale for _, scale in fitted]).reshape(shape)
+    rows_K = np.array([len(rows) for _, rows in groups], np.int64)
+    looks_K = rows_K.astype(np.float64)
+    if time_us_N is not None and len(groups):
+        stretches = Stretches.of(np.searchsorted(packed_K, packed_N), time_us_N)
+        looks_K = independent_looks(features_NG, stretches, location_KG, scale_KG)
     return Described(
         machine_K=packed_K // conditions // epochs,
         epoch_K=packed_K // conditions % epochs,
         condition_K=packed_K % conditions,
-        rows_K=np.array([len(rows) for _, rows in groups], np.int64),
-        location_KG=np.array([location for location, _ in fitted]).reshape(shape),
-        scale_KG=np.array([scale for _, scale in fitted]).reshape(shape),
+        rows_K=rows_K,
+        looks_K=looks_K,
+        location_KG=location_KG,
+        scale_KG=scale_KG,
     )
 
 
-def _shared_conditions(keys: RowKeys, min_rows: int) -> Iterator[tuple[int, IntN]]:
-    """Conditions with enough rows of enough machines, and their rows; none where all rows are of one."""
+def _that_tell_of_fleets(seen: Described, keys: RowKeys, min_rows: int) -> Described:
+    """Keys of looks enough; of rows enough where those are of too few machines: machines differ more than hours do."""
+    enough = seen.take(seen.looks_K >= min_rows)
+    many = len(np.unique(enough.machine_K)) >= _enough_machines(keys)
+    return enough if many else seen.take(seen.rows_K >= min_rows)
+
+
+def _shared_conditions(keys: RowKeys, seen: Described, min_rows: int) -> Iterator[tuple[int, IntN]]:
+    """Conditions with enough looks at enough machines, and their rows; none where all rows are of one."""
     groups = _groups(keys.condition_N.astype(np.int64))
     for condition, rows in groups if len(groups) > 1 else []:
-        if len(rows) >= min_rows and len(np.unique(keys.machine_N[rows])) >= _enough_machines(keys):
+        looks = seen.looks_K[seen.condition_K == condition].sum()
+        if looks >= min_rows and len(np.unique(keys.machine_N[rows])) >= _enough_machines(keys):
             yield condition, rows
 
 

@@ -7,10 +7,11 @@ How a machine differs from the fleet, in one condition and epoch, is seen as one
 
 delta is the part of a machine's difference that belongs to the condition alone, 1 - phi the part that a repair, a moved
 sensor or new firmware changes; both are estimated from the fleet. A key's median over n rows is seen with the noise
-lambda / n, where lambda is `shrink_rows` (rows that count as one independent look) times the variance of rows over that
-between machines. The best linear prediction (Henderson, Biometrics 31 (1975) 423; Robinson, Statistical Science 6
-(1991) 15, eq. 1.2) then leans on its own rows by n / (n + lambda) where a machine is known from one key alone, on its
-other conditions and epochs where they are known, and is the fleet's where nothing is. Its variance widens the scale.
+lambda / n, where lambda is the number of rows that count as one independent look (`shrink_rows`, or what the data tell
+where that is more: see `looks`) times the variance of rows over that between machines. The best linear prediction
+(Henderson, Biometrics 31 (1975) 423; Robinson, Statistical Science 6 (1991) 15, eq. 1.2) then leans on its own rows by
+n / (n + lambda) where a machine is known from one key alone, on its other conditions and epochs where they are known,
+and is the fleet's where nothing is. Its variance widens the scale.
 
 Shape legend: K keys seen, T keys to describe, G features.
 """
@@ -35,12 +36,13 @@ FloatKG = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Described:
-    """Location, scale (K, G) and rows of keys; machines and conditions are codes."""
+    """Location, scale (K, G) and rows of keys, and the looks that they are worth; machines and conditions are codes."""
 
     machine_K: IntN
     epoch_K: IntN
     condition_K: IntN
     rows_K: IntN
+    looks_K: FloatN
     location_KG: FloatKG
     scale_KG: FloatKG
 
@@ -78,7 +80,7 @@ class Fleet:
 
     @classmethod
     def of_keys(cls, keys: Described) -> Fleet:
-        """Of keys that have rows enough.
+        """Of keys that tell of the fleet.
 
         The spread of few machines is too small, and their middle uncertain: the variance about it that a further
         machine has is that of M machines times (M + 1) / (M - 1). One machine says nothing of others: they are taken to
@@ -130,33 +132,33 @@ class Components:
 
 
 def describe_machines(
-    seen: Described, fleets: Fleets, shrink_rows: float, min_rows: int
+    seen: Described, fleets: Fleets, components: Components, shrink_rows: float, min_rows: int
 ) -> tuple[Described, Described]:
-    """Location and scale of every key of every machine: those of rows enough, then the others.
+    """Location and scale of every key of every machine: those of looks enough, then the others.
 
-    The location of a key with at least `min_rows` rows is its own, and its scale leans on that of other rows in the
-    same condition. The others are predicted: keys with fewer rows, the conditions of the fleet that a machine was not
+    The location of a key with at least `min_rows` looks is its own, and its scale leans on that of other rows in the
+    same condition. The others are predicted: keys with fewer looks, the conditions of the fleet that a machine was not
     seen in, and all conditions in an epoch that no row has shown (ANY_EPOCH).
 
     Args:
         seen: keys as their own rows describe them.
         fleets: what the machines have in common.
-        shrink_rows: rows that count as one.
-        min_rows: that make a key its own; the only key of all is so in any case.
+        components: parts of the variance between the machines.
+        shrink_rows: rows that count as one look, at least, and the weight of the fleet's scale in looks.
+        min_rows: looks that make a key its own; the only key of all is so in any case.
     """
     alone = len(seen.rows_K) == 1
-    components = variance_components(seen.take((seen.rows_K >= min_rows) | alone), fleets)
     own, shrunk = [seen.take(slice(0))], [seen.take(slice(0))]
     for machine in np.unique(seen.machine_K):
         mine = np.flatnonzero(seen.machine_K == machine)
-        mine = mine[np.argsort(-seen.rows_K[mine], kind="stable")]
+        mine = mine[np.argsort(-seen.looks_K[mine], kind="stable")]
         for begin in range(0, len(mine), MOST_KEYS):
             known = seen.take(np.sort(mine[begin : begin + MOST_KEYS]))
-            stands = known.take((known.rows_K >= min_rows) | alone)
+            stands = known.take((known.looks_K >= min_rows) | alone)
             scale_KG = _scales_within(known, stands, _fleets_of(stands, fleets), shrink_rows)
             own.append(replace(stands, scale_KG=scale_KG))
             wanted = known if begin else _with_gaps(known, fleets)
-            short = wanted.take((wanted.rows_K < min_rows) & ~(alone & (wanted.rows_K > 0)))
+            short = wanted.take((wanted.looks_K < min_rows) & ~(alone & (wanted.rows_K > 0)))
             shrunk.append(
                 predict(known, short, fleets, components, shrink_rows) if len(short.rows_K) else seen.take(slice(0))
             )
@@ -172,7 +174,8 @@ def predict(
     known_fleets = _fleets_of(known, fleets)
     offset_KG = _offsets(known, known_fleets)
     between_TK = components.covariance(placed, known)
-    noise_K = shrink_rows * np.array([fleet.noise for fleet in known_fleets]) / known.rows_K
+    rows_per_look_K = np.maximum(known.rows_K / known.looks_K, shrink_rows)
+    noise_K = rows_per_look_K * np.array([fleet.noise for fleet in known_fleets]) / known.rows_K
     noisy_KK = components.covariance(known, known) + np.diag(1e-9 + noise_K)
     weight_TK = np.linalg.solve(noisy_KK, between_TK.T).T
     uncertain_T1 = np.clip(1.0 - np.einsum("tk,tk->t", weight_TK, between_TK), 0.0, 1.0)[:, None]
@@ -186,7 +189,7 @@ def predict(
 
 
 def variance_components(seen: Described, fleets: Fleets) -> Components:
-    """Estimated from keys that have rows enough; features are pooled, so that few machines tell them.
+    """Estimated from keys that tell of the fleet; features are pooled, so that few machines tell them.
 
     Args:
         seen: keys as their own rows describe them.
@@ -235,13 +238,14 @@ def _with_gaps(known: Described, fleets: Fleets) -> Described:
     """The keys of one machine, those that its epochs lack, and all conditions in ANY_EPOCH; not yet described."""
     epochs = [*np.unique(known.epoch_K).tolist(), ANY_EPOCH]
     conditions = {code for code in fleets if code is not None} | set(known.condition_K.tolist())
-    rows = {(epoch, condition): 0 for epoch in epochs for condition in conditions}
-    for (_, epoch, condition), count in zip(known.names(), known.rows_K.tolist(), strict=True):
-        rows[epoch, condition] = count
-    epoch_T, condition_T = np.array(sorted(rows), np.int64).T
-    rows_T = np.array([rows[key] for key in sorted(rows)], np.int64)
-    nothing = np.empty((len(rows), 0))
-    return Described(np.full(len(rows), known.machine_K[0]), epoch_T, condition_T, rows_T, nothing, nothing)
+    seen = {(epoch, condition): (0, 0.0) for epoch in epochs for condition in conditions}
+    for (_, epoch, condition), rows, looks in zip(known.names(), known.rows_K, known.looks_K, strict=True):
+        seen[epoch, condition] = int(rows), float(looks)
+    epoch_T, condition_T = np.array(sorted(seen), np.int64).T
+    rows_T = np.array([seen[key][0] for key in sorted(seen)], np.int64)
+    looks_T = np.array([seen[key][1] for key in sorted(seen)])
+    nothing = np.empty((len(seen), 0))
+    return Described(np.full(len(seen), known.machine_K[0]), epoch_T, condition_T, rows_T, looks_T, nothing, nothing)
 
 
 def _scales_within(known: Described, wanted: Described, fleets_T: Sequence[Fleet], shrink_rows: float) -> FloatKG:
@@ -251,9 +255,9 @@ def _scales_within(known: Described, wanted: Described, fleets_T: Sequence[Fleet
     own_TK = same_TK & (wanted.epoch_K[:, None] == known.epoch_K[None, :])
     variance_TG = fleet_TG
     for chosen_TK in (same_TK & ~own_TK, own_TK):
-        rows_TK = np.where(chosen_TK, known.rows_K, 0).astype(float)
-        weight_T1 = rows_TK.sum(1, keepdims=True) + shrink_rows
-        leaning_TG = (rows_TK @ known.scale_KG**2 + shrink_rows * variance_TG) / np.maximum(weight_T1, 1e-12)
+        looks_TK = np.where(chosen_TK, known.looks_K, 0.0)
+        weight_T1 = looks_TK.sum(1, keepdims=True) + shrink_rows
+        leaning_TG = (looks_TK @ known.scale_KG**2 + shrink_rows * variance_TG) / np.maximum(weight_T1, 1e-12)
         variance_TG = np.where(weight_T1 > 0, np.maximum(leaning_TG, 0.01 * fleet_TG), variance_TG)
     return np.asarray(np.sqrt(variance_TG))
 
