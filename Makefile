@@ -11,10 +11,17 @@ export DO_NOT_TRACK := 1
 export OMP_WAIT_POLICY := passive
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test test-fast test-slow lint lock setup clean
+.PHONY: demo up down test test-fast test-slow lint lock setup clean
 
 demo: $(READY)
 	hearken build --clone --name demo
+
+# Prefect server, workers and deployments of this checkout in the background; HEARKEN_PREFECT_PORT=4201 make up
+up: $(READY)
+	hearken up
+
+down: $(READY)
+	hearken down
 
 setup: $(READY)
 

@@ -9,7 +9,6 @@ import datetime as dt
 import os
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -22,8 +21,10 @@ from flows.alerts_command import alerts
 from flows.chosen_release import checkout_above, chosen_release
 from flows.history_command import history
 from flows.layout_options import GivenLayout, takes_layout
+from flows.plant_commands import down, up
 from flows.quarantine_commands import quarantine
 from flows.recalibrate_command import recalibrate
+from flows.score_command import score
 from flows.status_command import metrics, status
 from flows.what_if_command import what_if
 from pipeline.errors import HearkenError, UserError, printable
@@ -227,28 +228,6 @@ def backtest(
 
 
 @app.command()
-def score(
-    release: Annotated[str, typer.Option(help="A release folder, or an id, v3 or 3 of the registry.")],
-    input: Annotated[Path, typer.Option("--input", help="A data set, or anything that ingest takes.")],
-    output: Annotated[Path, typer.Option(help="Folder of the score log, a Parquet file per day.")],
-    since: Annotated[dt.datetime | None, typer.Option(help="Rows from here on (UTC).")] = None,
-    until: Annotated[dt.datetime | None, typer.Option(help="Rows before this (UTC).")] = None,
-) -> None:
-    """Score spectra with a release and write the score log."""
-    from pipeline.score import score_data_set
-
-    loaded = chosen_release(release)
-    with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
-        # a snapshot that ingest wrote is read as it is; everything else goes through its checks first
-        data_set = input if (input / "snapshot.json").is_file() else _ingested(input, folder)
-        summary = score_data_set(loaded, data_set, output, since, until)
-    _say(
-        f"{summary.rows:,} spectra of {summary.machines} machines scored by release {loaded.id}, "
-        f"{summary.unscored:,} of them unusable, {summary.pages} pages: {output}"
-    )
-
-
-@app.command()
 def export(
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
     release: Annotated[
@@ -267,11 +246,14 @@ def export(
         _say(escape(f"{file.path} ({size:,.0f} kB): {line}"))
 
 
+app.command("score")(score)
 app.command("what-if")(what_if)
 app.command("recalibrate")(recalibrate)
 app.command("status")(status)
 app.command("metrics")(metrics)
 app.command("history")(history)
+app.command("up")(up)
+app.command("down")(down)
 
 
 @app.command()
@@ -409,16 +391,6 @@ def _database(checkout: Path) -> Any:
     from flows.settings import Settings
 
     return open_database(Settings.of(checkout).database_url)
-
-
-def _ingested(source: Path, folder: str) -> Path:
-    from pipeline.ingest import ingest as run
-    from pipeline.params import IngestParams
-
-    out = Path(folder) / "data"
-    for warning in run(source, out, IngestParams(), horizon_hours=0.0, tune_share=0.0).warnings:
-        _say(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
-    return out
 
 
 if __name__ == "__main__":

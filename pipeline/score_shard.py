@@ -62,7 +62,6 @@ class ShardJob:
     release_id: str
     log: str  # folder
     added_log: pa.Table = field(repr=False)  # MAINTENANCE_SCHEMA: what people have added to the plant's log
-    token: str = field(default_factory=lambda: secrets.token_hex(6))  # of this attempt
     device: str = "auto"
 
 
@@ -70,6 +69,7 @@ class ShardJob:
 class ShardResult:
     """What scoring a shard came to; if uploads were broken or changed, nothing was written."""
 
+    token: str = ""  # of this attempt: what its files are called until they are published
     rows: int = 0
     unusable: int = 0  # of the rows, without a score
     repeated: int = 0  # left out: their machine and time stand in the log already
@@ -115,7 +115,8 @@ def score_shard(job: ShardJob) -> ShardResult:
         return _not_scored(troubles)
     kept = _first_seen(keys, Path(job.log), job.name)
     rows = unusable = 0
-    with DayFiles(Path(job.log), job.name, job.token, score_log_schema(release.manifest["members"])) as days:
+    token = secrets.token_hex(6)
+    with DayFiles(Path(job.log), job.name, token, score_log_schema(release.manifest["members"])) as days:
         try:
             for file, kept_N in zip(job.uploads, kept, strict=True):
                 with _blaming(zone, file):
@@ -127,7 +128,7 @@ def score_shard(job: ShardJob) -> ShardResult:
             days.discard()
             return _not_scored([trouble])
     repeated = sum(int((~kept_N).sum()) for kept_N in kept)
-    return ShardResult(rows, unusable, repeated, days.names, time.perf_counter() - begun)
+    return ShardResult(token, rows, unusable, repeated, days.names, time.perf_counter() - begun)
 
 
 def publish(log: Path | str, name: str, token: str, days: Sequence[str]) -> None:

@@ -328,7 +328,7 @@ def test_a_shard_that_kills_its_scorers_is_taken_apart_until_its_upload_is_set_a
                 lease,
                 result,
                 plant.release,
-                lambda j=job, r=result: scorer.publish(j.log, j.name, j.token, r.days),
+                lambda j=job, r=result: scorer.publish(j.log, j.name, r.token, r.days),
             )
         lease = ledger.claim(plant.engine, params, "a")
     assert plant.uploads()[poisoned].state == UploadState.BROKEN

@@ -296,12 +296,15 @@ def _held(statement: sa.Update, lease: Lease) -> sa.Update:
     return statement.where(Shard.id == lease.shard_id, Shard.owner == lease.owner, Shard.state == ShardState.PLANNED)
 
 
-def give_back(engine: Engine, lease: Lease, error: str) -> None:
-    """Let a shard go that could not be scored for no fault of its own (a full disk, say); that counts as no attempt."""
+def give_back(engine: Engine, lease: Lease, error: str, *, counts: bool = False) -> None:
+    """Let a shard go that could not be scored; `counts`: it may be to blame, otherwise that was no attempt."""
     with Session(engine) as session, session.begin():
         session.execute(
             _held(sa.update(Shard), lease).values(
-                owner=None, lease_until=None, attempts=Shard.attempts - 1, error=error[:MOST_ERROR]
+                owner=None,
+                lease_until=None,
+                attempts=Shard.attempts - (0 if counts else 1),
+                error=error[:MOST_ERROR],
             )
         )
 

@@ -30,6 +30,10 @@ from pipeline.score_shard import ShardJob, ShardResult, checked_release, discard
 from pipeline.uploads import LandingZone
 
 
+class WorkerLost(OSError):
+    """Whoever scored a shard died of it, maybe: that counts as an attempt."""
+
+
 class Submitted(Protocol):
     """A job that is being worked on."""
 
@@ -83,7 +87,7 @@ class RunSummary:
             "files refused": len(self.intake.refused),
             "shards failed": len(self.failures),
         }
-        return said + "".join(f"; {count:,} {what}" for what, count in more.items() if count)
+        return said + "".join(f"; {what}: {count:,}" for what, count in more.items() if count)
 
 
 def score_arrivals(
@@ -189,11 +193,11 @@ class _Run:
         try:
             result = work.result()
             settled = ledger.settle(
-                self.engine, lease, result, job.release_id, lambda: publish(log, job.name, job.token, result.days)
+                self.engine, lease, result, job.release_id, lambda: publish(log, job.name, result.token, result.days)
             )
         except (OSError, MemoryError, pa.ArrowException) as error:
             summary.failures.append(f"shard {job.name}: {error}")
-            ledger.give_back(self.engine, lease, str(error))
+            ledger.give_back(self.engine, lease, str(error), counts=isinstance(error, WorkerLost))
             del self.held[lease.shard_id]
             return
         del self.held[lease.shard_id]

@@ -164,7 +164,7 @@ def place_of(source: str | Path) -> Place:
         return _local(Path(text), text)
     parts = urlsplit(text)
     if parts.scheme == "file":
-        return _local(Path(unquote(parts.path)), text)
+        return _local(Path(unquote(parts.path)), without_credentials(text))
     label = without_credentials(text)
     secrets = [part for part in (parts.username, parts.password, parts.query) if part]
     try:

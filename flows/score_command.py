@@ -1,0 +1,106 @@
+"""`hearken score`: what has arrived, once, for the service; or, with `--input`, any spectra with any release."""
+
+from __future__ import annotations
+
+import datetime as dt
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from flows.chosen_release import checkout_above, chosen_release
+from pipeline.errors import HearkenError, UserError, printable
+
+
+def score(
+    input: Annotated[
+        Path | None,
+        typer.Option("--input", help="A data set, or anything that ingest takes; default: what has arrived."),
+    ] = None,
+    release: Annotated[
+        str | None, typer.Option(help="With --input: a release folder, or an id, v3 or 3 of the registry.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="With --input: folder of the score log, a Parquet file per day.")
+    ] = None,
+    since: Annotated[dt.datetime | None, typer.Option(help="With --input: rows from here on (UTC).")] = None,
+    until: Annotated[dt.datetime | None, typer.Option(help="With --input: rows before this (UTC).")] = None,
+) -> None:
+    """Score what has arrived with the release in service, and open and close alerts; or score --input alone."""
+    given = {"--release": release, "--output": output, "--since": since, "--until": until}
+    if input is None:
+        for option, value in given.items():
+            if value is not None:
+                raise UserError(f"{option}: got one without --input, expected both: arrivals go to the score log.")
+        score_what_has_arrived()
+        return
+    if release is None or output is None:
+        missing = "--release" if release is None else "--output"
+        raise UserError(f"{missing}: got none, expected one with --input.")
+    _score_input(input, release, output, since, until)
+
+
+def score_what_has_arrived() -> None:
+    """One run of the service; in this process, or through the flow where Dask workers score.
+
+    Raises:
+        UserError: no checkout, no release in service, no landing zone, no database.
+        HearkenError: shards could not be scored; the next run tries them again.
+    """
+    from flows.settings import Settings, configure
+    from pipeline.params import load_params
+
+    settings = Settings.of(checkout_above())
+    params = load_params(settings.checkout / "params.yaml")
+    if params.score.engine == "local":  # no Prefect server for a run that a cron job starts every ten minutes
+        from flows.score_run import run_scoring
+
+        run = run_scoring(settings, params, _say)
+        if run.error is not None:
+            raise run.error
+        return
+    configure(settings)
+    from flows.score_flow import score as flow  # imports prefect, which configure() has to come before
+    from flows.score_run import FinishedRun
+
+    found = flow(checkout=str(settings.checkout))
+    if not isinstance(found, FinishedRun):
+        raise HearkenError(f"score: {found}")
+    _say(found.summary.line)
+
+
+def _score_input(
+    source: Path, release: str, output: Path, since: dt.datetime | None, until: dt.datetime | None
+) -> None:
+    from pipeline.score import score_data_set
+
+    loaded = chosen_release(release)
+    with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
+        # a snapshot that ingest wrote is read as it is; everything else goes through its checks first
+        data_set = source if (source / "snapshot.json").is_file() else _ingested(source, folder)
+        summary = score_data_set(loaded, data_set, output, since, until)
+    _say(
+        f"{summary.rows:,} spectra of {summary.machines} machines scored by release {loaded.id}, "
+        f"{summary.unscored:,} of them unusable, {summary.pages} pages: {output}"
+    )
+
+
+def _ingested(source: Path, folder: str) -> Path:
+    from pipeline.ingest import ingest as run
+    from pipeline.params import IngestParams
+
+    out = Path(folder) / "data"
+    for warning in run(source, out, IngestParams(), horizon_hours=0.0, tune_share=0.0).warnings:
+        _print(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
+    return out
+
+
+def _say(line: str) -> None:
+    _print(escape(printable(line)))
+
+
+def _print(markup: str) -> None:
+    Console(soft_wrap=True).print(markup, highlight=False)
