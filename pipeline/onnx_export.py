@@ -30,7 +30,7 @@ from torch import nn
 from pipeline.detectors import Detector, NeuralDetector
 from pipeline.detectors.absolute_limit import AbsoluteLimitDetector
 from pipeline.detectors.forest import ForestDetector
-from pipeline.detectors.networks import use_dense_convolutions
+from pipeline.detectors.networks import use_matrices
 from pipeline.detectors.tree_ensemble import OPSETS, tree_node
 from pipeline.errors import HearkenError, ReleaseError, UserError
 from pipeline.release import Release
@@ -362,7 +362,7 @@ def as_float32(detector: Detector) -> Detector:
     twin.precision = "float32"
     if isinstance(twin, NeuralDetector):
         twin.network = copy.deepcopy(twin.network)
-        use_dense_convolutions(twin.network, False)
+        use_matrices(twin.network, "never")
     return twin
 
 

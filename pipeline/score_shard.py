@@ -47,6 +47,7 @@ from pipeline.uploads import LandingZone
 
 TEMPORARY = ".tmp"
 MOST_MACHINE_NAME = 255  # characters: a key of the database
+PIECE_ROWS = 100_000  # that are scored at once: the last batch of a piece is padded, and so is that of its explanations
 MOST_DAYS = 500  # of one upload: each is a file that is open while the upload is read
 
 
@@ -239,6 +240,8 @@ def first_of_keys(code_N: npt.NDArray[np.integer], time_us_N: IntN) -> BoolN:
     low, span = int(time_us_N.min()), int(time_us_N.max()) - int(time_us_N.min()) + 1
     if (int(code_N.max()) + 2) * span < 2**63:
         packed_N = (code_N.astype(np.int64) + 1) * span + (time_us_N - low)
+        if (packed_N[1:] > packed_N[:-1]).all():  # in order
+            return first_N
         ordered = np.sort(packed_N)
         if (ordered[1:] != ordered[:-1]).all():  # as nearly always: no need to know where
             return first_N
@@ -283,12 +286,24 @@ def _scored_pieces(
 
 
 def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables, each read while the one before is worked on."""
+    """The same rows in pieces of PIECE_ROWS or more, each read while the one before is worked on."""
+    tables = _gathered(tables)
     with ThreadPoolExecutor(1) as reader:
         coming: Future[pa.Table | None] = reader.submit(next, tables, None)
         while (table := coming.result()) is not None:
             coming = reader.submit(next, tables, None)
             yield table
+
+
+def _gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    some, rows = list[pa.Table](), 0
+    for table in tables:
+        some, rows = [*some, table], rows + table.num_rows
+        if rows >= PIECE_ROWS:
+            yield pa.concat_tables(some).combine_chunks()
+            some, rows = [], 0
+    if some:
+        yield pa.concat_tables(some).combine_chunks()
 
 
 class DayFiles:

@@ -8,7 +8,7 @@ from pipeline.detectors.networks import (
     dense_decoder,
     dense_encoder,
     make_layers,
-    use_dense_convolutions,
+    use_matrices,
 )
 from pipeline.params import AutoencoderParams
 
@@ -55,8 +55,8 @@ def test_a_convolution_as_a_matrix_has_the_same_answers_and_gradients(bins, chan
     layers, x = convolutional(bins, channels, kernel), torch.randn(9, bins)
     plain = answers(layers, x)
     before = {name: value.clone() for name, value in layers.state_dict().items()}
-    use_dense_convolutions(layers, True)
-    assert all(part.as_dense for part in layers)
+    use_matrices(layers, "always")
+    assert all(part.matrices == "always" for part in layers)
     for one, other in zip(plain, answers(layers, x), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6 * max(1.0, float(one.abs().max())))
     after = layers.state_dict()
@@ -66,7 +66,7 @@ def test_a_convolution_as_a_matrix_has_the_same_answers_and_gradients(bins, chan
 
 def test_matrices_follow_their_kernels_while_nothing_trains() -> None:
     layers, x = convolutional(64), torch.randn(5, 64)
-    use_dense_convolutions(layers.eval(), True)
+    use_matrices(layers.eval(), "always")
     with torch.inference_mode():
         first = layers[0](x)
     other = convolutional(64)
@@ -75,6 +75,19 @@ def test_matrices_follow_their_kernels_while_nothing_trains() -> None:
         second, expected = layers[0](x), other[0](x)
     assert not torch.allclose(first, second)
     torch.testing.assert_close(second, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bins", [64, 61, 512])
+def test_matrices_where_they_are_faster_give_the_same_answers_and_leave_training_alone(bins: int) -> None:
+    layers, x = convolutional(bins, (8, 16, 32), 5), torch.randn(6, bins)
+    with torch.inference_mode():
+        plain = layers[1](layers[0](x))
+    trained = answers(layers, x)
+    use_matrices(layers, "where_faster")
+    with torch.inference_mode():
+        torch.testing.assert_close(layers[1](layers[0](x)), plain, rtol=1e-4, atol=1e-5)
+    for one, other in zip(trained, answers(layers, x), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_bins_that_fill_up_repeat_the_last() -> None:

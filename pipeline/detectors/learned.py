@@ -17,7 +17,7 @@ from torch import nn
 from pipeline.detectors.base import Arrays, Detector, Fitting, TrainingRows
 from pipeline.detectors.baseline import BaselineTable
 from pipeline.detectors.latent import Tail, code_statistics, nearest_codes, residual_variance
-from pipeline.detectors.networks import make_layers, use_dense_convolutions
+from pipeline.detectors.networks import Matrices, make_layers, use_matrices
 from pipeline.detectors.objectives import BIN_LOG_VARIANCE, INPUT_LIMIT, bounded
 from pipeline.engine import FeatureRows, autocast, train_network
 from pipeline.params import NetworkParams
@@ -106,7 +106,8 @@ class NeuralDetector(Detector):
     def build(self) -> None:
         """Make the layers (their weights come from torch's current random state)."""
         self.network = Network(self.params, self.baselines.bins, self.encoder_outputs()).to(self.device).eval()
-        use_dense_convolutions(self.network, self.precision == "bfloat16")
+        where: Matrices = "where_faster" if self.device.type == "cpu" else "never"
+        use_matrices(self.network, "always" if self.precision == "bfloat16" else where)
 
     def code(self, x_BF: torch.Tensor) -> torch.Tensor:
         """(B, L) deterministic codes of rows in robust deviations."""

@@ -1,8 +1,9 @@
 """The networks' layers: symmetric stacks of dense layers, and convolutions of stride 2; both for any number of bins.
 
-Convolutions have a second form, `as_dense`: each layer is written, at every call, as the one matrix that its kernel
-makes of a whole row. The parameters, their names and the outputs (to rounding) stay the same. It costs a few times the
-multiplications, most of them by zero, and pays only where matrix units make those cheap: in bfloat16.
+Convolutions have a second form: a layer as the one matrix that its kernel makes of a whole row. The parameters, their
+names and the outputs (to rounding) stay the same. It costs a few times the multiplications, most of them by zero, and
+pays where matrix units make those cheap (`always`: in bfloat16), and in float32 on a CPU, while nothing trains, for
+transposed convolutions and those of many channels, which torch has no fast kernels for (`where_faster`).
 
 Shape legend: B rows, F bins, L latent, C channels, W width of a row of one channel.
 """
@@ -21,6 +22,8 @@ from pipeline.params import NetworkParams
 
 Activation = Literal["gelu", "relu", "tanh", "identity"]
 Convolution = nn.Conv1d | nn.ConvTranspose1d
+Matrices = Literal["never", "where_faster", "always"]
+MANY, FASTER_WIDTH = 16, {False: 16, True: 32}  # input channels of a convolution, and width of it or a transposed one
 DENSE_WIDTH = 128  # of a row of one channel: beyond it the matrix is almost all zeros, and the convolution is faster
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -80,7 +83,7 @@ class ConvolutionalEncoder(nn.Module):
         kernel: odd, of every convolution.
         outputs: of the linear layer.
         activation: after each convolution.
-        as_dense: convolutions as matrices; may be changed at any time.
+        matrices: which convolutions run as matrices; may be changed at any time.
 
     >>> ConvolutionalEncoder(63, (4, 8), 5, 3)(torch.zeros(2, 63)).shape
     torch.Size([2, 3])
@@ -94,11 +97,11 @@ class ConvolutionalEncoder(nn.Module):
         outputs: int,
         activation: Activation = "gelu",
         *,
-        as_dense: bool = False,
+        matrices: Matrices = "never",
     ) -> None:
         super().__init__()
         self.padding = -bins % 2 ** len(channels)
-        self.activation, self.as_dense, self.forms = activation, as_dense, DenseForms()
+        self.activation, self.matrices, self.forms = activation, matrices, DenseForms()
         length = (bins + self.padding) // 2 ** len(channels)
         self.layers = nn.ModuleList(
             nn.Conv1d(before, after, kernel, stride=2, padding=kernel // 2)
@@ -110,7 +113,7 @@ class ConvolutionalEncoder(nn.Module):
         """Codes, or what a head makes of them."""
         x = functional.pad(x_BF[:, None], (0, self.padding), mode="replicate") if self.padding else x_BF[:, None]
         for index, layer in enumerate(self.layers):
-            x = self.forms.convolved(index, cast(Convolution, layer), x) if self.as_dense else layer(x)
+            x = self.forms.convolved(index, cast(Convolution, layer), x, self.matrices)
             x = _ACTIVATIONS[self.activation](x)
         result: torch.Tensor = self.head(x.flatten(1))
         return result
@@ -127,11 +130,11 @@ class ConvolutionalDecoder(nn.Module):
         latent: int,
         activation: Activation = "gelu",
         *,
-        as_dense: bool = False,
+        matrices: Matrices = "never",
     ) -> None:
         super().__init__()
         self.bins, self.first = bins, channels[-1]
-        self.activation, self.as_dense, self.forms = activation, as_dense, DenseForms()
+        self.activation, self.matrices, self.forms = activation, matrices, DenseForms()
         self.length = (bins + -bins % 2 ** len(channels)) // 2 ** len(channels)
         self.head = nn.Linear(latent, channels[-1] * self.length)
         self.layers = nn.ModuleList(
@@ -144,7 +147,7 @@ class ConvolutionalDecoder(nn.Module):
         activate = _ACTIVATIONS[self.activation]
         x = activate(self.head(z_BL)).view(len(z_BL), self.first, self.length)
         for index, layer in enumerate(self.layers):
-            x = self.forms.convolved(index, cast(Convolution, layer), x) if self.as_dense else layer(x)
+            x = self.forms.convolved(index, cast(Convolution, layer), x, self.matrices)
             if index + 1 < len(self.layers):
                 x = activate(x)
         return x[:, 0, : self.bins]
@@ -161,11 +164,11 @@ def make_layers(params: NetworkParams, bins: int, outputs: int) -> tuple[nn.Modu
     return encoder, ConvolutionalDecoder(bins, channels, kernel, latent, activation)
 
 
-def use_dense_convolutions(network: nn.Module, as_dense: bool) -> None:
-    """Switch every convolutional part of a network to its form as matrices, or back."""
+def use_matrices(network: nn.Module, which: Matrices) -> None:
+    """Say which convolutions of a network run as matrices."""
     for part in network.modules():
         if isinstance(part, ConvolutionalEncoder | ConvolutionalDecoder):
-            part.as_dense = as_dense
+            part.matrices = which
 
 
 class DenseForms:
@@ -174,10 +177,10 @@ class DenseForms:
     def __init__(self) -> None:
         self._kept: dict[int, tuple[tuple[object, ...], torch.Tensor, torch.Tensor]] = {}
 
-    def convolved(self, place: int, layer: Convolution, x_BCW: torch.Tensor) -> torch.Tensor:
+    def convolved(self, place: int, layer: Convolution, x_BCW: torch.Tensor, matrices: Matrices) -> torch.Tensor:
         """What the convolution at a place, transposed or not, makes of rows (B, C, W)."""
         channels, width = x_BCW.shape[1:]
-        if width * (1 + isinstance(layer, nn.ConvTranspose1d)) > DENSE_WIDTH:
+        if not _as_a_matrix(layer, width, matrices):
             result: torch.Tensor = layer(x_BCW)
             return result
         matrix, bias = self._form(place, layer, channels, width)
@@ -193,6 +196,15 @@ class DenseForms:
             with torch.autocast(layer.weight.device.type, enabled=False):
                 self._kept[place] = (state, *_as_matrix(layer, channels, width))
         return self._kept[place][1:]
+
+
+def _as_a_matrix(layer: Convolution, width: int, matrices: Matrices) -> bool:
+    """Whether a convolution of rows of so many values a channel runs as a matrix."""
+    transposed = isinstance(layer, nn.ConvTranspose1d)
+    if matrices == "never" or width * (1 + transposed) > DENSE_WIDTH:
+        return False
+    fast = width <= FASTER_WIDTH[transposed] and (transposed or layer.in_channels >= MANY)
+    return matrices == "always" or (fast and not torch.is_grad_enabled())
 
 
 def _as_matrix(layer: Convolution, channels: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
