@@ -8,6 +8,7 @@
 | HEARKEN_REPOSITORY | the git repository that workers clone | the checkout |
 | HEARKEN_LANDING | the landing zone that `score`, `monitor` and `retrain` read | `source.path` of params.yaml |
 | HEARKEN_SCORE_LOG | the score log of the service | `<home>/score_log` |
+| HEARKEN_NOTIFY_PAGE, HEARKEN_NOTIFY_LOW | Apprise URLs that pages and digests go to | none |
 | HEARKEN_PREFECT_PORT | the Prefect server that `hearken up` starts | 4200 |
 
 Nothing happens at import, and nothing is read twice: a command makes one `Settings` and hands it on.
