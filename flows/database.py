@@ -17,6 +17,7 @@ from pipeline.errors import WorkspaceError
 MIGRATIONS = Path(__file__).parent / "migrations"
 # PostgreSQL advisory locks; SQLite has one writer at a time anyway
 MIGRATION_LOCK, LEDGER_LOCK, POLICY_LOCK, EXPORT_LOCK = 4_822_051, 4_822_052, 4_822_053, 4_822_054
+RESET_LOCK = 4_822_055
 BUSY_SECONDS = 30
 ONLY_READS = "hearken_only_reads"
 
@@ -64,7 +65,7 @@ def make_engine(url: str) -> Engine:
     Transactions of `reading(engine)` only read, and take no lock.
 
     Raises:
-        WorkspaceError: not a database URL.
+        WorkspaceError: not a database URL, or one of a SQLite file whose folder cannot be made.
     """
     try:
         address = sa.make_url(url)
@@ -75,10 +76,18 @@ def make_engine(url: str) -> Engine:
         ) from None
     if engine.dialect.name == "sqlite":
         if address.database:
-            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(Path(address.database).parent)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_immediate)
     return engine
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = f"{folder} ({error.strerror})"
+        raise WorkspaceError(f"HEARKEN_DATABASE_URL: got {got}, expected a folder that can be written to.") from None
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

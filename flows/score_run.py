@@ -135,7 +135,7 @@ def _explained(error: Exception) -> HearkenError:
 
 def _finished(engine: Engine, summary: RunSummary) -> FinishedRun:
     newest = newest_time(engine)
-    done = (Shard.state == ShardState.DONE) & (Shard.last_at <= Shard.believed_until)
+    done = Shard.state == ShardState.DONE
     with Session(reading(engine)) as session:
         scored = session.scalar(sa.select(sa.func.max(Shard.last_at)).where(done))
     return FinishedRun(summary, newest, None if newest is None or scored is None else newest - scored)

@@ -32,6 +32,7 @@ from pipeline.rows import RowKeys, conditions_of
 from pipeline.schema import (
     ENSEMBLE,
     MICROSECONDS_PER_DAY,
+    MICROSECONDS_PER_HOUR,
     BoolN,
     IntN,
     codes_and_names,
@@ -46,6 +47,8 @@ from pipeline.train import use_threads
 from pipeline.uploads import LandingZone
 
 TEMPORARY = ".tmp"
+EARLIEST_US = 978_307_200_000_000  # 2001: clocks that have lost their time tell 1970 or 2000
+ALONE_SHARE, ALONE_US = 0.01, 6 * MICROSECONDS_PER_HOUR
 MOST_MACHINE_NAME = 255  # characters: a key of the database
 PIECE_ROWS = 100_000  # that are scored at once: the last batch of a piece is padded, and so is that of its explanations
 MOST_DAYS = 500  # of one upload: each is a file that is open while the upload is read
@@ -62,6 +65,7 @@ class ShardJob:
     release: str  # folder
     release_id: str
     log: str  # folder
+    believed_until_us: int  # rows later than this are scored and not believed
     added_log: pa.Table = field(repr=False)  # MAINTENANCE_SCHEMA: what people have added to the plant's log
     device: str = "auto"
 
@@ -75,6 +79,7 @@ class ShardResult:
     unusable: int = 0  # of the rows, without a score
     repeated: int = 0  # left out: their machine and time stand in the log already
     days: tuple[str, ...] = ()
+    newest_us: Mapping[str, int] = field(default_factory=dict)  # of each upload the last row that is believed
     seconds: float = 0.0
     broken: Mapping[str, str] = field(default_factory=dict)  # name of the upload: what is wrong
     changed: tuple[str, ...] = ()  # uploads that are gone, or other bytes than were planned
@@ -129,7 +134,29 @@ def score_shard(job: ShardJob) -> ShardResult:
             days.discard()
             return _not_scored([trouble])
     repeated = sum(int((~kept_N).sum()) for kept_N in kept)
-    return ShardResult(token, rows, unusable, repeated, days.names, time.perf_counter() - begun)
+    newest = {
+        file.name: newest_believed(key.time_us_N, job.believed_until_us)
+        for file, key in zip(job.uploads, keys, strict=True)
+    }
+    return ShardResult(token, rows, unusable, repeated, days.names, newest, time.perf_counter() - begun)
+
+
+def newest_believed(time_us_N: IntN, until_us: int) -> int:
+    """The time of an upload's last row that is believed; EARLIEST_US where none is.
+
+    Not believed are rows after `until_us`, and few rows at the end that stand alone: fewer than ALONE_SHARE of all, and
+    more than ALONE_US after the row before them. Clocks jump; a fleet's time must not follow one of them.
+
+    >>> hour = 3_600_000_000
+    >>> times = EARLIEST_US + np.r_[np.arange(200), 900] * hour
+    >>> (newest_believed(times, EARLIEST_US + 1000 * hour) - EARLIEST_US) // hour
+    199
+    """
+    ordered = np.sort(time_us_N[(time_us_N <= until_us) & (time_us_N > EARLIEST_US)])
+    few = int(ALONE_SHARE * len(time_us_N))
+    jumps = np.flatnonzero(np.diff(ordered[-few - 1 :]) > ALONE_US) if few else np.empty(0, np.int64)
+    end = len(ordered) - (min(few + 1, len(ordered)) - int(jumps[0]) - 1 if len(jumps) else 0)
+    return int(ordered[end - 1]) if end > 0 else EARLIEST_US
 
 
 def publish(log: Path | str, name: str, token: str, days: Sequence[str]) -> None:
@@ -142,6 +169,12 @@ def publish(log: Path | str, name: str, token: str, days: Sequence[str]) -> None
         place = Path(log) / day / f"{name}.parquet"
         _temporary(Path(log), day, name, token).replace(place)
         _sync(place.parent)
+
+
+def drop(log: Path | str, name: str, token: str, days: Sequence[str]) -> None:
+    """Remove the temporary files of an attempt that came to nothing."""
+    for day in days:
+        _temporary(Path(log), day, name, token).unlink(missing_ok=True)
 
 
 def discard(log: Path | str, name: str) -> None:
@@ -169,8 +202,12 @@ def _blaming(zone: LandingZone, file: SourceFile) -> Iterator[None]:
     """Errors of the contract are the upload's own; and it must be the same before and after."""
     try:
         yield
-    except ContractError as error:
-        raise UploadTrouble(file.name, str(error) if zone.is_unchanged(file) else None) from None
+    except (ContractError, UnicodeDecodeError) as error:
+        told = str(error)
+        if isinstance(error, UnicodeDecodeError):
+            got, where = f"bytes that are not ({error.reason})", zone.place.where(file.name)
+            told = str(ContractError.of("text", got=got, expected="UTF-8", where=where))
+        raise UploadTrouble(file.name, told if zone.is_unchanged(file) else None) from None
     if not zone.is_unchanged(file):
         raise UploadTrouble(file.name, None)
 
@@ -220,11 +257,13 @@ def _first_seen(keys: Sequence[_Keys], log: Path, name: str) -> list[BoolN]:
     )
     time_us_S = np.concatenate([key.time_us_N for key in keys])
     first_S = np.ones(len(time_us_S), bool)
-    if len(time_us_S):
-        low, high = int(time_us_S.min()), int(time_us_S.max())
+    day_S = time_us_S // MICROSECONDS_PER_DAY
+    for day in np.unique(day_S):  # one clock that is wrong must not bring the keys of all days between
+        here = np.flatnonzero(day_S == day)
+        low, high = int(time_us_S[here].min()), int(time_us_S[here].max())
         known, code_K, known_us_K = keys_between(log, low, high + 1, list(names), name)
         known_K = np.array([names.get(each, -1) for each in known], np.int32)[code_K]
-        first_S = first_of_keys(np.r_[known_K, code_S], np.r_[known_us_K, time_us_S])[len(known_us_K) :]
+        first_S[here] = first_of_keys(np.r_[known_K, code_S[here]], np.r_[known_us_K, time_us_S[here]])[len(known_K) :]
     return np.split(first_S, np.cumsum([len(key.time_us_N) for key in keys])[:-1])
 
 

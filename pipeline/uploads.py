@@ -25,6 +25,8 @@ from pipeline.maintenance import read_maintenance
 from pipeline.schema import MAINTENANCE_SCHEMA, FleetSpec, times_us
 
 HASHED_AT_ONCE = 4 << 20  # bytes
+# of a calendar of four digits, with a day to spare for time zones
+FIRST_US, LAST_US = (microseconds(dt.datetime(*day)) for day in ((1, 1, 2), (9999, 12, 30)))
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class LandingZone:
             ContractError: no such place, or a fleet.yaml that is wrong.
         """
         return cls(place_of(place), source_spec(place), timezone)
+
+    @property
+    def bytes_tell_all(self) -> bool:
+        """Whether paths tell nothing (machine, time, axis), so that equal files hold equal rows."""
+        return self.spec is None or self.spec.source is None or self.spec.source.path is None
 
     def files(self) -> tuple[list[SourceFile], dict[str, str]]:
         """Every file that may hold spectra; and names that were refused, with the reason.
@@ -100,9 +107,14 @@ class LandingZone:
             ContractError: another form than the contract's, a damaged file, no rows, or no times of its own.
         """
         source = self._source(file)
-        told = self._footer(file, source)
-        if told is not None:
-            return told
+        told = self._footer(file, source) or self._read_facts(file, source)
+        if told.first_us < FIRST_US or told.last_us > LAST_US:
+            got = f"{np.datetime64(told.first_us, 'us')} to {np.datetime64(told.last_us, 'us')}"
+            expected = "years of four digits"
+            raise ContractError.of("timestamp", got=got, expected=expected, where=self.place.where(file.name))
+        return told
+
+    def _read_facts(self, file: SourceFile, source: Source) -> UploadFacts:
         rows, low, high = 0, np.iinfo(np.int64).max, np.iinfo(np.int64).min
         for table in source.tables(file, ()):
             time_us_N = times_us(table["timestamp"])
@@ -161,6 +173,9 @@ class LandingZone:
             statistics = metadata.row_group(group).column(index).statistics
             if statistics is None or not statistics.has_min_max or statistics.null_count:
                 return None
-            bounds += [statistics.min, statistics.max]
+            try:
+                bounds += [statistics.min, statistics.max]
+            except OverflowError:  # years that Python's calendar does not hold
+                return None
         moments = [microseconds(bound) for bound in bounds]
         return UploadFacts(metadata.num_rows, min(moments), max(moments))

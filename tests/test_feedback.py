@@ -81,6 +81,7 @@ def test_the_newest_alerts_come_first_and_every_filter_holds(engine: sa.Engine) 
     assert numbers(tier="low") == [low]
     assert numbers(machine="b") == [low]
     assert numbers(since=hour(6)) == [silent, low, still], "what still stands stood then too"
+    assert list_alerts(engine, limit=10**20)[1] == list_alerts(engine)[1]
     newest, total = list_alerts(engine, limit=1)
     assert ([alert.id for alert in newest], total) == ([silent], 4)
     with pytest.raises(UserError, match=r"answer: got 'maybe', expected one of .*, none"):
@@ -252,6 +253,23 @@ def test_a_change_between_reading_and_writing_is_noticed(engine: sa.Engine, riva
 
 
 # --- baselines ---
+
+
+def test_two_people_who_enter_the_same_reset_at_once_enter_it_once(engine: sa.Engine) -> None:
+    heard(engine, "pump 1")
+    for number in range(5):
+        together = threading.Barrier(2)
+
+        def enter(number: int = number, together: threading.Barrier = together) -> None:
+            together.wait()
+            reset_baseline(engine, "pump 1", at=hour(number), reason=Tag.REPAIR, who="ada")
+
+        people = [threading.Thread(target=enter) for _ in range(2)]
+        for person in people:
+            person.start()
+        for person in people:
+            person.join()
+    assert len(entries(engine)) == 5
 
 
 def test_a_reset_begins_an_epoch_at_the_end_of_the_work(engine: sa.Engine) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from flows.service.housekeeping import LOCK, keep_house
 from flows.service.tables import Shard, ShardState
+from pipeline.errors import ContractError
 
 
 @pytest.fixture
@@ -55,6 +56,24 @@ def test_days_beyond_retention_go(plant: ServicePlant) -> None:
     done = keep_house(plant.engine, plant.settings.score_log, params)
     assert len(done.removed) == 2
     assert list(files_of(plant).values()) == [2, 2, 2, 2]
+
+
+def test_a_day_that_the_policy_has_still_to_read_stays_beyond_retention(plant: ServicePlant) -> None:
+    with Session(plant.engine) as session, session.begin():
+        session.execute(sa.update(Shard).where(Shard.id == 3).values(state=ShardState.SCORED))
+    params = plant.params.score.model_copy(update={"keep_days": 3, "compact_after_days": None})
+    assert len(keep_house(plant.engine, plant.settings.score_log, params).removed) == 1
+    plant.score()
+    assert {shard.state for shard in plant.shards()} == {ShardState.DONE}
+    assert len(keep_house(plant.engine, plant.settings.score_log, params).removed) == 1
+
+
+def test_a_damaged_day_does_not_keep_the_others_from_being_compacted(plant: ServicePlant) -> None:
+    first = min(plant.settings.score_log.glob("*/*.parquet"))
+    first.write_bytes(b"damaged")
+    with pytest.raises(ContractError, match="whole Parquet file"):
+        keep_house(plant.engine, plant.settings.score_log, plant.params.score)
+    assert list(files_of(plant).values()) == [2, 1, 1, 2, 2, 2]
 
 
 def test_one_process_keeps_house(plant: ServicePlant) -> None:

@@ -168,6 +168,15 @@ def test_what_was_withdrawn_or_dismissed_before_is_not_sent(engine, receiver):
     assert [n.state for n in notices(engine)] == [NoticeState.UNSENT] * 3 + [NoticeState.SENT]
 
 
+@pytest.mark.parametrize(("dismissed_at", "sent"), [(NOON - HOUR, 1), (NOON, 0)], ids=["before", "after"])
+def test_an_alert_that_pages_only_after_it_was_dismissed_is_told(engine, receiver, dismissed_at, sent):
+    number = announced(engine, alert_of("pump", answer=Answer.DISMISSED), NOON - HOUR / 2)
+    with Session(engine) as session, session.begin():
+        session.add(AlertEvent(alert_id=number, kind=EventKind.DISMISSED, at=dismissed_at, of=None, who="ada", note=""))
+    assert send(engine, NOON + HOUR, page=receiver.address).sent == sent
+    assert len(receiver.posts) == sent
+
+
 def test_many_pages_at_once_are_one_message(engine, receiver):
     for number in range(MOST_PAGES + 1):
         announced(engine, alert_of(f"pump {number}"))

@@ -148,6 +148,8 @@ def test_a_naive_time_is_refused():
 
 
 def test_a_bad_address_is_one_message():
+    with pytest.raises(WorkspaceError, match="expected a folder that can be written to"):
+        open_database("sqlite:////proc/none/h.db")
     with pytest.raises(WorkspaceError, match="HEARKEN_DATABASE_URL"):
         make_engine("nonsense")
     with pytest.raises(WorkspaceError, match=r"expected one that answers, at postgresql\+psycopg://me:\*\*\*@"):

@@ -2,13 +2,16 @@
 
 import datetime as dt
 import json
+import os
 import shutil
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from service_plant import ServicePlant, loud_release, of_machines
@@ -16,12 +19,12 @@ from sqlalchemy.orm import Session
 
 from flows import registry
 from flows.service import ledger, scorer
-from flows.service.tables import Alert, EventKind, Notice, NoticeKind, Shard, ShardState, UploadState
+from flows.service.tables import Alert, EventKind, Notice, NoticeKind, Shard, ShardState, Upload, UploadState
 from pipeline.errors import ContractError, ReleaseError
 from pipeline.release import load_release
 from pipeline.schema import MAINTENANCE_SCHEMA, dictionary_column, spectra_column, time_column, times_us
 from pipeline.score import score_data_set
-from pipeline.score_shard import ShardJob, ShardResult, first_of_keys, score_shard
+from pipeline.score_shard import ShardJob, ShardResult, discard, first_of_keys, publish, score_shard
 from pipeline.store import read_json, read_table
 
 COMPARED = (
@@ -35,6 +38,10 @@ COMPARED = (
     "score_autoencoder",
 )
 UTC = dt.UTC
+
+
+def clear_nothing(_: str) -> None:
+    """For shards of which no attempt has left anything."""
 
 
 @pytest.fixture
@@ -271,7 +278,7 @@ def test_a_dead_scorers_shard_is_taken_over_when_its_lease_runs_out(plant: Servi
     upload_all(plant)
     params = plant.params.score.model_copy(update={"shard_rows": 2000})
     ledger.take_in(plant.engine, scorer.LandingZone.at(plant.landing), params)
-    dead = ledger.claim(plant.engine, params, ledger.new_owner())
+    dead = ledger.claim(plant.engine, params, ledger.new_owner(), clear_nothing)
     assert dead is not None
     summary = plant.score(shard_rows=2000)
     assert summary.rows == sum(day.num_rows for day in plant.days) - of_shard(plant, dead.shard_id)
@@ -317,7 +324,7 @@ def test_a_shard_that_kills_its_scorers_is_taken_apart_until_its_upload_is_set_a
     upload_all(plant, slice(0, 4))
     params = plant.params.score.model_copy(update={"attempts": 1, "lease_minutes": 1e-9})
     ledger.take_in(plant.engine, scorer.LandingZone.at(plant.landing), params)
-    poisoned, lease = "spectra/day-002.parquet", ledger.claim(plant.engine, params, "a")
+    poisoned, lease = "spectra/day-002.parquet", ledger.claim(plant.engine, params, "a", clear_nothing)
     while lease is not None:  # a scorer dies with each shard that holds the poisoned upload
         names = [file.name for file in lease.uploads]
         if poisoned not in names:
@@ -330,7 +337,7 @@ def test_a_shard_that_kills_its_scorers_is_taken_apart_until_its_upload_is_set_a
                 plant.release,
                 lambda j=job, r=result: scorer.publish(j.log, j.name, r.token, r.days),
             )
-        lease = ledger.claim(plant.engine, params, "a")
+        lease = ledger.claim(plant.engine, params, "a", clear_nothing)
     assert plant.uploads()[poisoned].state == UploadState.BROKEN
     assert "scorers died" in (plant.uploads()[poisoned].error or "")
     plant.score()
@@ -346,6 +353,7 @@ def plant_job(plant: ServicePlant, lease: ledger.Lease) -> ShardJob:
         release=str(plant.settings.releases / plant.release),
         release_id=plant.release,
         log=str(plant.settings.score_log),
+        believed_until_us=int(lease.believed_until.timestamp() * 1e6),
         added_log=MAINTENANCE_SCHEMA.empty_table(),
     )
 
@@ -413,3 +421,210 @@ def test_a_landing_zone_named_by_a_uri_is_the_same(plant: ServicePlant) -> None:
     )
     with pytest.raises(ContractError, match="object store"):
         plant.score()
+
+
+# ---- what no run may lose, and what must not stop a run ----
+
+
+def with_time(table: pa.Table, moment_us: int) -> pa.Table:
+    """The same rows, the first of another time."""
+    times = times_us(table["timestamp"]).copy()
+    times[0] = moment_us
+    return table.set_column(table.schema.get_field_index("timestamp"), "timestamp", time_column(times))
+
+
+def take_in(plant: ServicePlant) -> ledger.Intake:
+    return ledger.take_in(plant.engine, scorer.LandingZone.at(plant.landing), plant.params.score)
+
+
+def end_leases(plant: ServicePlant) -> None:
+    with Session(plant.engine) as session, session.begin():
+        session.execute(sa.update(Shard).values(lease_until=ledger.now()))
+
+
+def test_a_file_that_is_moved_before_it_is_scored_is_not_lost(plant: ServicePlant) -> None:
+    path = plant.upload("a", plant.days[0])
+    shutil.copyfile(path, plant.spectra / "b.parquet")
+    take_in(plant)  # b is a duplicate of a
+    path.unlink()
+    plant.score()
+    plant.score()
+    assert plant.log().num_rows == plant.days[0].num_rows
+    assert plant.uploads()["spectra/b.parquet"].state == UploadState.SCORED
+
+
+def test_equal_bytes_of_two_machines_are_no_duplicates_where_paths_name_the_machine(plant: ServicePlant) -> None:
+    (plant.landing / "fleet.yaml").write_text('source: {path: "{machine_id}/day.parquet"}\n')
+    one = of_machines(plant.days[0], "machine-000").drop_columns(["machine_id"])
+    for name in ("machine-000", "machine-001"):  # a hung recorder, say
+        (plant.spectra / name).mkdir()
+        plant.upload(f"{name}/day", one)
+    plant.score()
+    assert {upload.state for upload in plant.uploads().values()} == {UploadState.SCORED}
+    assert plant.log().num_rows == 2 * one.num_rows
+
+
+def test_what_a_failed_publication_left_is_cleared_though_the_next_attempt_has_fewer_days(
+    plant: ServicePlant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant.upload("a", plant.days[0])
+    plant.upload("b", plant.days[1])
+
+    def full(log: Path | str, name: str, token: str, days: list[str]) -> None:
+        publish(log, name, token, days)
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scorer, "publish", full)
+        assert plant.score().failures
+    plant.upload("b", plant.days[1].slice(3))  # changes before the next run
+    plant.score()
+    plant.score()
+    assert [shard.rows for shard in plant.shards()] == [plant.days[0].num_rows, plant.days[1].num_rows - 3]
+    assert plant.log().num_rows == plant.days[0].num_rows + plant.days[1].num_rows - 3
+
+
+def test_what_attempts_left_is_cleared_while_nobody_else_can_hold_the_shard(plant: ServicePlant) -> None:
+    plant.upload("a", plant.days[0])
+    take_in(plant)
+    params, cleared = plant.params.score, list[str]()
+    assert ledger.claim(plant.engine, params, "dead", cleared.append) is not None
+    assert not cleared  # of its first attempt
+    end_leases(plant)
+
+    def clear(name: str) -> None:
+        cleared.append(name)
+        discard(plant.settings.score_log, name)
+
+    stopped = ledger.claim(plant.engine, params, "stopped", clear)  # and it is stopped right then
+    assert stopped is not None
+    assert cleared == [stopped.name]
+    end_leases(plant)
+    plant.score()
+    late = score_shard(plant_job(plant, stopped))
+    assert not ledger.settle(plant.engine, stopped, late, plant.release, lambda: pytest.fail("it lost its lease"))
+    assert plant.log().num_rows == plant.days[0].num_rows
+
+
+def test_a_scorer_that_lost_its_lease_leaves_no_file(plant: ServicePlant) -> None:
+    plant.upload("a", plant.days[0])
+
+    class Slow(scorer.InThisProcess):
+        def result(self) -> ShardResult:
+            end_leases(plant)
+            assert plant.score().shards == 1
+            return super().result()
+
+    summary = scorer.score_arrivals(plant.engine, plant.settings, plant.params, submit=Slow)
+    assert summary.shards == 0
+    assert not list(plant.settings.score_log.rglob("*.tmp"))
+    assert plant.log().num_rows == plant.days[0].num_rows
+
+
+@pytest.mark.parametrize(
+    "moment_us", [-79_000_000_000_000_000, 315_576_000_000_000_000], ids=["year -534", "year 11970"]
+)
+def test_times_that_no_calendar_holds_stop_nobody(plant: ServicePlant, moment_us: int) -> None:
+    plant.upload("a", plant.days[0])
+    plant.upload("wrong", with_time(plant.days[1], moment_us))
+    assert plant.score().rows == plant.days[0].num_rows
+    wrong = plant.uploads()["spectra/wrong.parquet"]
+    assert wrong.state == UploadState.BROKEN
+    assert "years of four digits" in (wrong.error or "")
+
+
+def test_names_that_are_not_utf_8_stop_nobody(plant: ServicePlant) -> None:
+    plant.upload("a", plant.days[0])
+    rows = plant.days[1]
+    names = pa.array([b"\xff\xfe"] * rows.num_rows, pa.binary()).view(pa.string())
+    pq.write_table(
+        rows.set_column(rows.schema.get_field_index("machine_id"), "machine_id", names), plant.spectra / "wrong.parquet"
+    )
+    assert plant.score().rows == plant.days[0].num_rows
+    assert "expected UTF-8" in (plant.uploads()["spectra/wrong.parquet"].error or "")
+
+
+def test_a_path_that_no_index_holds_is_refused_alone(plant: ServicePlant) -> None:
+    rng, folder = np.random.default_rng(1), plant.spectra
+    for _ in range(11):
+        folder /= "".join(map(chr, rng.integers(0x4E00, 0x9FFF, 80)))
+    folder.mkdir(parents=True)
+    plant.upload("a", plant.days[0])
+    shutil.copyfile(plant.spectra / "a.parquet", folder / "b.parquet")
+    summary = plant.score()
+    assert (summary.rows, len(summary.intake.refused)) == (plant.days[0].num_rows, 1)
+
+
+def test_a_file_that_is_as_it_was_before_it_broke_is_broken_no_more(plant: ServicePlant) -> None:
+    path = plant.upload("a", plant.days[0])
+    whole = path.read_bytes()
+    plant.score()
+    path.write_bytes(whole[:100])
+    plant.score()
+    assert plant.uploads()["spectra/a.parquet"].state == UploadState.BROKEN
+    path.write_bytes(whole)
+    os.utime(path, (1, 1))
+    plant.score()
+    assert plant.uploads()["spectra/a.parquet"].state == UploadState.SCORED
+
+
+def test_one_wrong_clock_does_not_bring_the_keys_of_all_days_between(plant: ServicePlant) -> None:
+    for at in range(3):
+        plant.upload(f"day-{at}", plant.days[at])
+        plant.score()
+    between = plant.settings.score_log / plant.shards()[1].days[0] / f"{plant.shards()[1].name}.parquet"
+    between.write_bytes(b"not to be read")
+    plant.upload("wide", with_time(plant.days[3], int(times_us(plant.days[0]["timestamp"]).min()) + 1))
+    assert plant.score().rows == plant.days[3].num_rows
+
+
+def test_rows_from_the_future_hide_no_silence_and_make_none(plant: ServicePlant) -> None:
+    future = int(ledger.now().timestamp() * 1e6) + 400 * 86_400_000_000
+    names = [f"machine-{number:03}" for number in range(1, 10)]  # machine-000 falls silent
+    for at, day in enumerate(plant.days[:6]):
+        heard = day if at < 2 else of_machines(day, *names)
+        plant.upload(f"day-{at}", with_time(heard, future + at))
+        plant.score()
+    silent = [alert[0] for alert in plant.alerts() if alert[1] == "no_data"]
+    assert silent == ["machine-000"]
+
+
+def test_a_clock_that_is_fast_makes_nobody_silent(plant: ServicePlant) -> None:
+    moment = int(ledger.now().timestamp() * 1e6)
+    day = plant.days[0]
+    times = times_us(day["timestamp"])
+    times = times - times.max() + moment - 60_000_000
+    now = day.set_column(day.schema.get_field_index("timestamp"), "timestamp", time_column(times))
+    plant.upload("now", with_time(now, moment + 40 * 3_600_000_000))
+    plant.score(future_hours=48)
+    assert {alert[0] for alert in plant.alerts() if alert[1] == "no_data"} <= {"machine-000"}  # whose clock it is
+
+
+def test_a_shard_of_very_many_uploads_is_planned_in_linear_time(engine: sa.Engine, plant: ServicePlant) -> None:
+    moment, count = ledger.now(), 6000
+    made = [
+        Upload(
+            path=f"{at:06}", size=1, modified_ns=1, sha256=f"{at:064}", seen_at=moment, state=UploadState.PLANNED,
+            rows=60, first_at=moment + dt.timedelta(seconds=at), last_at=moment + dt.timedelta(seconds=at + 5),
+        )
+        for at in range(count)
+    ]  # fmt: skip
+    with ledger.exclusive(engine) as session:
+        session.add_all(made)
+        session.flush()
+        begun = time.process_time()
+        assert ledger.plan_shards(session, made, plant.params.score, moment) == 1
+        assert time.process_time() - begun < 4  # 15 s where each upload sums up those before it
+
+
+def test_few_rows_that_stand_alone_at_the_end_of_an_upload_are_not_believed(
+    plant: ServicePlant, expected: Path
+) -> None:
+    for at, day in enumerate(plant.days):
+        plant.upload(f"day-{at:03}", day)
+    wrong = with_time(plant.days[2].slice(7, 1), int(times_us(plant.days[-1]["timestamp"]).max()) + 90 * 86_400_000_000)
+    plant.upload("day-002", pa.concat_tables([plant.days[2], wrong.cast(plant.days[2].schema)]))
+    plant.score(shard_rows=2000)
+    assert plant.log().num_rows == sum(day.num_rows for day in plant.days) + 1
+    assert standing_alerts(plant) == expected_alerts(expected)
+    assert sum(shard.early for shard in plant.shards()) == 1

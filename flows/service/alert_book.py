@@ -43,11 +43,11 @@ from pipeline.log_status import Intervals
 from pipeline.policy_state import CAUSES, NO_ROWS, Alerts, Cause, PolicyRows, PolicyState, advance
 from pipeline.release import Release
 from pipeline.run_alerts import TIER_NAMES, off_intervals
-from pipeline.schema import ENSEMBLE, IntN, codes_and_names, times_us
+from pipeline.schema import ENSEMBLE, BoolN, IntN, codes_and_names, times_us
+from pipeline.score_shard import EARLIEST_US
 from pipeline.store import read_table
 
 POLICY = "policy"
-EARLIEST_US = 978_307_200_000_000  # 2001: clocks that have lost their time tell 1970 or 2000
 ATTEMPTS = 5  # people answer alerts while the policy goes on with them
 STALE = dt.timedelta(days=1)  # a page that is older when it is found waits for the digest
 
@@ -76,7 +76,8 @@ def apply_next(
         shard = _first(session)
         if shard is None or shard.state != ShardState.SCORED:
             return None
-        number, name, days, believed = shard.id, shard.name, list(shard.days), shard.believed_until
+        number, name, days = shard.id, shard.name, list(shard.days)
+        believed = {each.path: microseconds(each.last_at) for each in shard.uploads if each.last_at is not None}
         identity = shard.release_id or ""
     release = release_of(identity)
     rows = LogRows.of_shard(log, name, days, release)
@@ -86,7 +87,7 @@ def apply_next(
         shard = _first(session)
         if shard is None or shard.id != number or shard.state != ShardState.SCORED:
             return None  # another scorer was faster
-        believed_N = (rows.policy.time_us <= microseconds(believed)) & (rows.policy.time_us >= EARLIEST_US)
+        believed_N = rows.believed(believed)
         off = off_intervals(maintenance, {machine: code for code, machine in enumerate(rows.machines)})
         book = _Book(session, release, rows, newest)
         late = book.advance(rows.machines, rows.policy.take(np.flatnonzero(believed_N)), None, off)
@@ -173,11 +174,17 @@ class LogRows:
         rows = PolicyRows(machine_N, times_us(table["timestamp"]), low_N, page_N, ~np.isnan(tail_N), -np.log10(tail_N))
         return cls(machines, rows, table.drop_columns(["machine_id", "timestamp", "tier"]))
 
+    def believed(self, until_us: Mapping[str, int]) -> BoolN:
+        """Which rows the policy sees: those up to a time of their file, and not of a clock that has lost its time."""
+        file_N, names = codes_and_names(self.table["file"])
+        until_N = np.array([until_us.get(name, EARLIEST_US) for name in names], np.int64)[file_N]
+        return np.asarray((self.policy.time_us <= until_N) & (self.policy.time_us > EARLIEST_US))
+
     @classmethod
     def empty(cls, release: Release) -> LogRows:
         """No rows."""
         names = ["file", "row", "top_bins", *_tails(release)]
-        return cls([], NO_ROWS, pa.table({name: pa.array([], pa.null()) for name in names}))
+        return cls([], NO_ROWS, pa.table({name: pa.array([], pa.string()) for name in names}))
 
     def find(self, machine: str, moment_us: int) -> dict[str, Any] | None:
         """What the log says of the oddest low row of a machine at a moment; None where the shard has none."""

@@ -16,6 +16,8 @@ from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.attributes import flag_modified
 from sqlalchemy.orm.exc import StaleDataError
 
+from flows.database import RESET_LOCK
+from flows.service.ledger import exclusive
 from flows.service.tables import Alert, AlertEvent, Answer, EventKind, LogEntry, PolicyMemory, Standing
 from pipeline.errors import UserError
 from pipeline.findings import nearest
@@ -27,6 +29,7 @@ RESET_TAGS = (Tag.REPAIR, Tag.SENSOR, Tag.FIRMWARE)
 NAME_LENGTH = 120  # of people and failure modes
 POLICY = "policy"  # writes the lines of a story that no person writes
 ATTEMPTS = 5
+MOST_LISTED = 2**31 - 1  # a number that both databases hold
 KIND_OF = {
     Answer.ACKNOWLEDGED: EventKind.ACKNOWLEDGED,
     Answer.CONFIRMED: EventKind.CONFIRMED,
@@ -84,7 +87,12 @@ def list_alerts(engine: Engine, wanted: Wanted = Wanted(), limit: int = 50) -> t
     if limit < 0:
         raise UserError(f"limit: got {limit}, expected 0 or more.")
     conditions = _conditions(wanted)
-    newest = sa.select(Alert).where(*conditions).order_by(Alert.opened_at.desc(), Alert.id.desc()).limit(limit)
+    newest = (
+        sa.select(Alert)
+        .where(*conditions)
+        .order_by(Alert.opened_at.desc(), Alert.id.desc())
+        .limit(min(limit, MOST_LISTED))
+    )
     with Session(engine) as session:
         total = session.scalar(sa.select(sa.func.count()).select_from(Alert).where(*conditions)) or 0
         return list(session.scalars(newest)), total
@@ -269,7 +277,7 @@ def reset_baseline(
         session.add(entry)
         return entry, True
 
-    with Session(engine, expire_on_commit=False) as session, session.begin():
+    with exclusive(engine, RESET_LOCK) as session:  # or two people at once would enter the same twice
         return enter(session)
 
 

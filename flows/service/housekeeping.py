@@ -14,8 +14,9 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from flows.database import reading
-from flows.service.ledger import newest_time
+from flows.service.ledger import UNFINISHED, exclusive, newest_time
 from flows.service.tables import Shard, ShardState
+from pipeline.errors import ContractError
 from pipeline.params import ScoreParams
 from pipeline.score_log import compact_day, log_days, remove_days
 
@@ -37,7 +38,7 @@ def keep_house(engine: Engine, log: Path, params: ScoreParams) -> Kept:
     not done stays as it is, as that shard may still be scored again.
 
     Raises:
-        ContractError: a damaged file of the log; its day stays as it is.
+        ContractError: a damaged file of the log; its day stays as it is, the others are done.
     """
     newest = newest_time(engine)
     if newest is None or not log.is_dir():
@@ -45,19 +46,35 @@ def keep_house(engine: Engine, log: Path, params: ScoreParams) -> Kept:
     with _alone(log) as alone:
         if not alone:
             return Kept()
-        removed = [] if params.keep_days is None else remove_days(log, _day(newest, params.keep_days))
-        compacted = dict[str, int]()
+        removed = [] if params.keep_days is None else _remove(engine, log, _day(newest, params.keep_days))
+        compacted, damaged = dict[str, int](), list[ContractError]()
         if params.compact_after_days is not None:
             past = _day(newest, params.compact_after_days)
             for day in [day for day in log_days(log) if day < past]:
-                done = compact_day(log, day, lambda name: _may_change(engine, name))
+                try:
+                    done = compact_day(log, day, lambda name: _may_change(engine, name))
+                except ContractError as error:
+                    damaged.append(error)
+                    continue
                 if done is not None:
                     compacted[day] = done.merged
+        if damaged:
+            raise damaged[0]
         return Kept(compacted, removed)
 
 
 def _day(newest: dt.datetime, days: float) -> str:
-    return f"{newest - dt.timedelta(days=days):%Y-%m-%d}"
+    return (newest - dt.timedelta(days=days)).date().isoformat()
+
+
+def _remove(engine: Engine, log: Path, before: str) -> list[str]:
+    """Remove days before one, up to the first day of a shard that is not done: the alert policy has still to read it.
+
+    No shard is published meanwhile.
+    """
+    with exclusive(engine) as session:
+        first = session.scalar(sa.select(sa.func.min(Shard.first_at)).where(Shard.state.in_(UNFINISHED)))
+        return remove_days(log, before if first is None else min(before, _day(first, 0)))
 
 
 def _may_change(engine: Engine, name: str) -> bool:

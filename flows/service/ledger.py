@@ -23,10 +23,10 @@ from flows.service.tables import Shard, ShardState, Upload, UploadState
 from pipeline.errors import ContractError
 from pipeline.landing import SourceFile
 from pipeline.params import ScoreParams
-from pipeline.score_shard import ShardResult
+from pipeline.score_shard import EARLIEST_US, ShardResult
 from pipeline.uploads import LandingZone, UploadFacts
 
-MOST_PATH = 1000  # characters: an index holds no longer ones
+MOST_PATH = 1000  # bytes: an index holds no longer ones
 MOST_SPAN = dt.timedelta(days=31)  # of a shard of several uploads
 MOST_ERROR = 2000  # characters
 ASKED_AT_ONCE = 500  # names in one query
@@ -90,8 +90,9 @@ def take_in(engine: Engine, zone: LandingZone, params: ScoreParams) -> Intake:
     """
     files, refused = zone.files()
     for file in files:
-        if len(file.name) > MOST_PATH:
-            refused[file.name] = f"name: got {len(file.name)} characters, expected at most {MOST_PATH}."
+        size = len(file.name.encode())
+        if size > MOST_PATH:
+            refused[file.name] = f"name: got {size} bytes, expected at most {MOST_PATH}."
     files = [file for file in files if file.name not in refused]
     unknown, found = _unknown(engine, files), list[_Found]()
     for file in unknown:
@@ -99,7 +100,7 @@ def take_in(engine: Engine, zone: LandingZone, params: ScoreParams) -> Intake:
             found.append(_look(engine, zone, file))
         except ContractError as error:
             refused[file.name] = str(error)
-    return _enter(engine, found, params, refused) if found else Intake(refused=refused)
+    return _enter(engine, found, params, refused, zone.bytes_tell_all) if found else Intake(refused=refused)
 
 
 def _unknown(engine: Engine, files: Sequence[SourceFile]) -> list[SourceFile]:
@@ -121,8 +122,10 @@ def _look(engine: Engine, zone: LandingZone, file: SourceFile) -> _Found:
         ContractError: it cannot be read, or it changes while it is read.
     """
     digest, facts, error = zone.sha256(file.name), None, None
-    with Session(reading(engine)) as session:
-        known = session.scalar(sa.select(Upload.id).where(Upload.sha256 == digest).limit(1))
+    known = None
+    if zone.bytes_tell_all:
+        with Session(reading(engine)) as session:
+            known = session.scalar(sa.select(Upload.id).where(Upload.sha256 == digest).limit(1))
     if known is None:
         try:
             facts = zone.facts(file)
@@ -133,14 +136,16 @@ def _look(engine: Engine, zone: LandingZone, file: SourceFile) -> _Found:
     return _Found(file, digest, facts, error)
 
 
-def _enter(engine: Engine, found: Sequence[_Found], params: ScoreParams, refused: Mapping[str, str]) -> Intake:
+def _enter(
+    engine: Engine, found: Sequence[_Found], params: ScoreParams, refused: Mapping[str, str], bytes_tell_all: bool
+) -> Intake:
     """Uploads and shards in one transaction; what another scorer has entered meanwhile is left as it is."""
     moment = now()
     counts = dict.fromkeys(UploadState, 0)
     with exclusive(engine) as session:
         planned = []
         for each in found:
-            upload = _entered(session, each, moment)
+            upload = _entered(session, each, moment, bytes_tell_all)
             if upload is not None:
                 counts[upload.state] += 1
                 planned += [upload] if upload.state == UploadState.PLANNED else []
@@ -150,19 +155,21 @@ def _enter(engine: Engine, found: Sequence[_Found], params: ScoreParams, refused
     )
 
 
-def _entered(session: Session, found: _Found, moment: dt.datetime) -> Upload | None:
-    """The row of an upload; None where its bytes stood there before."""
+def _entered(session: Session, found: _Found, moment: dt.datetime, bytes_tell_all: bool) -> Upload | None:
+    """The row of an upload; None where its bytes stood there before, or are to be looked at again."""
     file = found.file
+    other = (Upload.path == file.name, Upload.sha256 != found.sha256)
+    session.execute(
+        sa.delete(Upload).where(*other, Upload.state == UploadState.BROKEN)
+    )  # it has changed: its error is history
     same = session.scalar(sa.select(Upload).where(Upload.path == file.name, Upload.sha256 == found.sha256))
     if same is not None:
         same.size, same.modified_ns = file.size, file.modified_ns
         return None
-    session.execute(
-        sa.delete(Upload).where(Upload.path == file.name, Upload.state == UploadState.BROKEN)
-    )  # it has changed: its error is history
-    twin = session.scalar(
-        sa.select(Upload).where(Upload.sha256 == found.sha256).order_by(sa.desc(Upload.state.in_(KNOWN))).limit(1)
-    )
+    twins = sa.select(Upload).where(Upload.sha256 == found.sha256).order_by(sa.desc(Upload.state.in_(KNOWN)))
+    twin = session.scalar(twins.limit(1)) if bytes_tell_all else None
+    if twin is None and found.facts is None and found.error is None:
+        return None  # the twin that spared us the look is gone
     upload = Upload(
         path=file.name, size=file.size, modified_ns=file.modified_ns, sha256=found.sha256, seen_at=moment,
         state=UploadState.PLANNED,
@@ -182,19 +189,15 @@ def _entered(session: Session, found: _Found, moment: dt.datetime) -> Upload | N
 
 def plan_shards(session: Session, uploads: Iterable[Upload], params: ScoreParams, moment: dt.datetime) -> int:
     """Gather uploads into shards, oldest rows first; the number of shards."""
-    shards, group = 0, list[Upload]()
-    for upload in sorted(uploads, key=lambda each: (each.first_at, each.path)):
-        rows = sum(each.rows or 0 for each in (*group, upload))
-        if group and (rows > params.shard_rows or _span(group, upload) > MOST_SPAN):
+    shards, group, rows, last = 0, list[Upload](), 0, from_us(0)
+    dated = [(each.first_at, each.last_at, each) for each in uploads if each.first_at and each.last_at]
+    for first_at, last_at, upload in sorted(dated, key=lambda each: (each[0], each[2].path)):
+        rows, last = rows + (upload.rows or 0), max(last, last_at) if group else last_at
+        if group and (rows > params.shard_rows or last - (group[0].first_at or first_at) > MOST_SPAN):
             shards += _plan(session, group, params, moment)
-            group = []
+            group, rows, last = [], upload.rows or 0, last_at
         group.append(upload)
     return shards + (_plan(session, group, params, moment) if group else 0)
-
-
-def _span(group: Sequence[Upload], upload: Upload) -> dt.timedelta:
-    moments = [moment for each in (*group, upload) for moment in (each.first_at, each.last_at) if moment is not None]
-    return max(moments) - min(moments)
 
 
 def _plan(session: Session, uploads: Sequence[Upload], params: ScoreParams, moment: dt.datetime) -> int:
@@ -224,6 +227,7 @@ class Lease:
     owner: str
     attempt: int
     uploads: tuple[SourceFile, ...]
+    believed_until: dt.datetime
 
 
 def new_owner() -> str:
@@ -231,10 +235,11 @@ def new_owner() -> str:
     return f"{secrets.token_hex(8)}"
 
 
-def claim(engine: Engine, params: ScoreParams, owner: str) -> Lease | None:
+def claim(engine: Engine, params: ScoreParams, owner: str, clear: Callable[[str], None]) -> Lease | None:
     """Lease the first shard that nobody holds and that need not wait for another; None where there is none.
 
-    A shard whose scorers died too often is taken apart; of one upload alone that upload is set aside.
+    A shard whose scorers died too often is taken apart; of one upload alone that upload is set aside. `clear` removes
+    what attempts before have left of a shard of that name, while nobody else can hold it.
     """
     moment = now()
     with exclusive(engine) as session:
@@ -243,6 +248,9 @@ def claim(engine: Engine, params: ScoreParams, owner: str) -> Lease | None:
         for shard in waiting:
             held = shard.lease_until is not None and shard.lease_until > moment
             overlaps = any(other.first_at <= shard.last_at and shard.first_at <= other.last_at for other in before)
+            begun = shard.attempts > 0 or shard.error is not None
+            if not held and not overlaps and begun:
+                clear(shard.name)
             if not held and not overlaps and shard.attempts >= params.attempts:
                 _take_apart(session, shard, params, moment)
                 if shard.state != ShardState.PLANNED:
@@ -250,7 +258,7 @@ def claim(engine: Engine, params: ScoreParams, owner: str) -> Lease | None:
             if not held and not overlaps:
                 shard.owner, shard.attempts = owner, shard.attempts + 1
                 shard.lease_until = moment + _lease(params)
-                return Lease(shard.id, shard.name, owner, shard.attempts, _files(shard))
+                return Lease(shard.id, shard.name, owner, shard.attempts, _files(shard), shard.believed_until)
             before.append(shard)
     return None
 
@@ -260,7 +268,10 @@ def _lease(params: ScoreParams) -> dt.timedelta:
 
 
 def _files(shard: Shard) -> tuple[SourceFile, ...]:
-    return tuple(SourceFile(each.path, each.size, each.path, each.modified_ns) for each in shard.uploads)
+    """As `list_files` lists them: patterns of paths begin below `spectra`."""
+    return tuple(
+        SourceFile(each.path, each.size, each.path.removeprefix("spectra/"), each.modified_ns) for each in shard.uploads
+    )
 
 
 def _take_apart(session: Session, shard: Shard, params: ScoreParams, moment: dt.datetime) -> None:
@@ -323,14 +334,18 @@ def settle(engine: Engine, lease: Lease, result: ShardResult, release_id: str, p
         shard = session.get(Shard, lease.shard_id)
         if shard is None or shard.owner != lease.owner or shard.state != ShardState.PLANNED:
             return False  # the lease ran out, and another has taken over
-        shard.owner, shard.lease_until, shard.error = None, None, None
+        shard.owner, shard.lease_until = None, None
         if result.broken or result.changed:
-            _without(session, shard, result, moment)
+            _without(session, shard, result, moment)  # an error stays: what it has left is still to be cleared
             return False
         publish()
+        shard.error = None
         shard.state, shard.release_id, shard.days = ShardState.SCORED, release_id, list(result.days)
         shard.rows, shard.unusable, shard.repeated = result.rows, result.unusable, result.repeated
         shard.seconds = result.seconds
+        for upload in shard.uploads:
+            upload.last_at = from_us(result.newest_us.get(upload.path, EARLIEST_US))
+        shard.last_at = max((upload.last_at for upload in shard.uploads if upload.last_at), default=shard.last_at)
     return True
 
 
@@ -343,6 +358,8 @@ def _without(session: Session, shard: Shard, result: ShardResult, moment: dt.dat
         elif upload.path in result.changed:
             shard.uploads.remove(upload)
             session.delete(upload)
+            copies = (Upload.sha256 == upload.sha256, Upload.state == UploadState.DUPLICATE)
+            session.execute(sa.delete(Upload).where(*copies))  # of what was not scored: found anew as well
     if shard.uploads:
         _respan(shard)
     else:
@@ -350,6 +367,9 @@ def _without(session: Session, shard: Shard, result: ShardResult, moment: dt.dat
 
 
 def newest_time(engine: Engine) -> dt.datetime | None:
-    """The newest row that any upload holds and that is to be believed."""
+    """The newest row that is scored and believed; never later than the newest upload came."""
     with Session(reading(engine)) as session:
-        return session.scalar(sa.select(sa.func.max(Shard.last_at)).where(Shard.last_at <= Shard.believed_until))
+        scored = Shard.state.in_((ShardState.SCORED, ShardState.DONE))
+        newest = session.scalar(sa.select(sa.func.max(Shard.last_at)).where(scored))
+        arrived = session.scalar(sa.select(sa.func.max(Shard.planned_at)))
+    return newest if newest is None or arrived is None else min(newest, arrived)

@@ -1,8 +1,9 @@
 """Telling people: what stands pending in `notices` is claimed, sent through Apprise, and marked, one message at a time.
 
 A page is told at once; where more than MOST_PAGES wait, they are one message. Alerts at tier low and those without
-data are told once a day, in a digest. What was withdrawn or dismissed before it was sent is not sent; what a page told
-is not in the digest, and a page that was given up is, where its alert opened at tier low.
+data are told once a day, in a digest. What was withdrawn or dismissed before it was sent is not sent, unless it pages
+only since it was dismissed; what a page told is not in the digest, and a page that was given up is, where its alert
+opened at tier low.
 
 A claim is a transaction: owner, lease, one try more. Sending happens outside of any, and each address that took the
 message is noted at once, so that a later try goes only to those that did not. Two senders never hold the same notice. A
@@ -191,7 +192,7 @@ def _ended_without_sending(
     alert, reason = notice.alert, ""
     if alert.standing is Standing.WITHDRAWN:
         reason = "the alert was withdrawn before"
-    elif alert.answer is Answer.DISMISSED:
+    elif alert.answer is Answer.DISMISSED and not _pages_since(session, notice):
         reason = "the alert was dismissed before"
     elif notice.kind is NoticeKind.DIGEST and _page_state(alert) is NoticeState.SENT:
         reason = "a page told it"
@@ -206,6 +207,13 @@ def _ended_without_sending(
     session.add(_event(notice, EventKind.NOT_NOTIFIED, now, reason))
     sending.given_up += 1
     return True
+
+
+def _pages_since(session: Session, notice: Notice) -> bool:
+    """Whether an alert was dismissed while it did not page, and pages since: nobody has said that of this."""
+    said = (AlertEvent.alert_id == notice.alert_id, AlertEvent.kind == EventKind.DISMISSED)
+    dismissed_at = session.scalar(sa.select(sa.func.max(AlertEvent.at)).where(*said))
+    return notice.kind is NoticeKind.PAGE and dismissed_at is not None and dismissed_at < notice.due_at
 
 
 def _page_state(alert: Alert) -> NoticeState | None:

@@ -23,10 +23,11 @@ from flows.service import alert_book, ledger
 from flows.service.answers_export import added_log
 from flows.service.ledger import Intake, Lease
 from flows.settings import Settings
+from pipeline.epochs import microseconds
 from pipeline.errors import ReleaseError
 from pipeline.params import Params
 from pipeline.release import Release
-from pipeline.score_shard import ShardJob, ShardResult, checked_release, discard, publish, score_shard
+from pipeline.score_shard import ShardJob, ShardResult, checked_release, discard, drop, publish, score_shard
 from pipeline.uploads import LandingZone
 
 
@@ -167,11 +168,10 @@ class _Run:
             raise
 
     def _claim(self) -> Lease | None:
-        lease = ledger.claim(self.engine, self.params.score, self.owner)
+        log = self.settings.score_log
+        lease = ledger.claim(self.engine, self.params.score, self.owner, lambda name: discard(log, name))
         if lease is not None:
             self.held[lease.shard_id] = lease
-            if lease.attempt > 1:
-                discard(self.settings.score_log, lease.name)
         return lease
 
     def _job(self, lease: Lease) -> ShardJob:
@@ -183,6 +183,7 @@ class _Run:
             release=str(self.settings.releases / self.row.id),
             release_id=self.row.id,
             log=str(self.settings.score_log),
+            believed_until_us=microseconds(lease.believed_until),
             added_log=self.added,
             device=self.device,
         )
@@ -207,6 +208,8 @@ class _Run:
             summary.rows += result.rows
             summary.unusable += result.unusable
             summary.repeated += result.repeated
+        else:  # another has taken the shard over, and clears no more behind us
+            drop(log, job.name, result.token, result.days)
 
     def _apply(self) -> None:
         log = self.settings.score_log

@@ -109,7 +109,7 @@ class Upload(Base):
     error: Mapped[str | None] = mapped_column(sa.Text)
     rows: Mapped[int | None] = mapped_column(sa.BigInteger)
     first_at: Mapped[dt.datetime | None]
-    last_at: Mapped[dt.datetime | None]
+    last_at: Mapped[dt.datetime | None]  # once it is scored: the last row that is believed
     seen_at: Mapped[dt.datetime]
     shard_id: Mapped[int | None] = mapped_column(sa.ForeignKey("shards.id"), index=True)
     shard: Mapped[Shard | None] = relationship(back_populates="uploads")
