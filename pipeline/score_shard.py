@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -50,6 +51,7 @@ TEMPORARY = ".tmp"
 EARLIEST_US = 978_307_200_000_000  # 2001: clocks that have lost their time tell 1970 or 2000
 ALONE_SHARE, ALONE_US = 0.01, 6 * MICROSECONDS_PER_HOUR
 MOST_MACHINE_NAME = 255  # characters: a key of the database
+WORKERS = 2  # pieces that are scored at once
 PIECE_ROWS = 100_000  # that are scored at once: the last batch of a piece is padded, and so is that of its explanations
 MOST_DAYS = 500  # of one upload: each is a file that is open while the upload is read
 
@@ -207,9 +209,18 @@ def _blaming(zone: LandingZone, file: SourceFile) -> Iterator[None]:
         if isinstance(error, UnicodeDecodeError):
             got, where = f"bytes that are not ({error.reason})", zone.place.where(file.name)
             told = str(ContractError.of("text", got=got, expected="UTF-8", where=where))
-        raise UploadTrouble(file.name, told if zone.is_unchanged(file) else None) from None
+        raise UploadTrouble(file.name, told if _can_be_read(zone, file) else None) from None
     if not zone.is_unchanged(file):
         raise UploadTrouble(file.name, None)
+
+
+def _can_be_read(zone: LandingZone, file: SourceFile) -> bool:
+    """Whether an upload's bytes are there, and those that were listed: if not, it is not the upload that is broken."""
+    try:
+        zone.sha256(file.name)
+    except ContractError:
+        return False
+    return zone.is_unchanged(file)
 
 
 @dataclass(frozen=True)
@@ -296,13 +307,27 @@ def first_of_keys(code_N: npt.NDArray[np.integer], time_us_N: IntN) -> BoolN:
 def _scored_pieces(
     release: Release, zone: LandingZone, file: SourceFile, kept_N: BoolN, epochs: EpochStarts
 ) -> Iterator[pa.Table]:
-    """An upload's rows of the score log; the next piece is read while one is scored.
+    """An upload's rows of the score log, piece by piece; WORKERS pieces are scored while the next one is read.
+
+    Half of a piece's time is torch's, which uses all cores, and half is not: two pieces at once fill them.
 
     Raises:
         ContractError: a damaged file, or another number of bins than the release's.
     """
-    begin, where, bins = 0, zone.place.where(file.name), int(release.manifest["bins"])
-    context = None if release.condition_column is None else release.condition_column
+    where, threads = zone.place.where(file.name), int(release.manifest["threads"])
+    with ThreadPoolExecutor(WORKERS, initializer=use_threads, initargs=(threads,)) as pool:
+        waiting = deque[Future[pa.Table]]()
+        for row_N, table in _kept_pieces(zone, file, kept_N, int(release.manifest["bins"])):
+            waiting.append(pool.submit(_scored, release, file.name, where, row_N, table, epochs))
+            if len(waiting) > WORKERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _kept_pieces(zone: LandingZone, file: SourceFile, kept_N: BoolN, bins: int) -> Iterator[tuple[IntN, pa.Table]]:
+    """Places and rows of an upload that are to be scored."""
+    begin, where = 0, zone.place.where(file.name)
     for table in _ahead(zone.tables(file)):
         found = table.schema.field("spectrum").type.list_size
         if found != bins:
@@ -310,18 +335,19 @@ def _scored_pieces(
         kept = np.flatnonzero(kept_N[begin : begin + table.num_rows])
         row_N = begin + kept
         begin += table.num_rows
-        if not len(kept):
-            continue
-        if len(kept) < table.num_rows:
-            table = table.take(pa.array(kept))
-        machine_N, machines = codes_and_names(table["machine_id"])
-        time_us_N = times_us(table["timestamp"])
-        condition_N, conditions = conditions_of(table, context, where)
-        epoch_N = epochs.of_rows(machine_N, time_us_N, machines)
-        keys = RowKeys(machines, machine_N, epoch_N, conditions, condition_N)
-        yield scored_table(
-            release, file.name, row_N, spectra_view(table["spectrum"], bins, where), keys, time_us_N
-        ).table
+        if len(kept):
+            yield row_N, table if len(kept) == table.num_rows else table.take(pa.array(kept))
+
+
+def _scored(release: Release, file: str, where: str, row_N: IntN, table: pa.Table, epochs: EpochStarts) -> pa.Table:
+    """One piece."""
+    machine_N, machines = codes_and_names(table["machine_id"])
+    time_us_N = times_us(table["timestamp"])
+    condition_N, conditions = conditions_of(table, release.condition_column, where)
+    epoch_N = epochs.of_rows(machine_N, time_us_N, machines)
+    keys = RowKeys(machines, machine_N, epoch_N, conditions, condition_N)
+    spectra_NF = spectra_view(table["spectrum"], int(release.manifest["bins"]), where)
+    return scored_table(release, file, row_N, spectra_NF, keys, time_us_N).table
 
 
 def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

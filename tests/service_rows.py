@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import secrets
 from typing import Any
 
 from sqlalchemy.engine import Engine
@@ -83,7 +84,7 @@ def upload_of(path: str, state: UploadState, shard: Shard | None = None, **value
     given = {
         "size": 10,
         "modified_ns": 1,
-        "sha256": "0" * 64,
+        "sha256": secrets.token_hex(32),
         "first_at": NOON - HOUR,
         "last_at": NOON,
         "seen_at": NOON,

@@ -32,7 +32,7 @@ from flows.service.feedback import (
 )
 from flows.service.tables import Alert, AlertEvent, Answer, LogEntry, Standing
 from pipeline.answers import ADDED_LOG, CORRECTIONS, FEEDBACK, exported_note, read_corrections, read_feedback
-from pipeline.epochs import EpochStarts
+from pipeline.epochs import EpochStarts, microseconds
 from pipeline.errors import ContractError, UserError
 from pipeline.landing.places import Place, list_files, place_of
 from pipeline.schema import MAINTENANCE_SCHEMA, Tag
@@ -437,6 +437,19 @@ def test_corrections_that_are_none_are_said_and_left(lite: sa.Engine, plant: Pat
         export_answers(lite, plant)
     assert (plant / CORRECTIONS).read_bytes().endswith(b"\xff\xfe,x\n")
     assert read_feedback(plant).num_rows == 1, "the others are told all the same"
+
+
+def test_rows_after_a_dismissal_are_judged_by_nobody(lite: sa.Engine, plant: Path) -> None:
+    number = write_alert(lite, "a", standing=Standing.OPEN)
+    dismiss(lite, number, who="ada")
+    with Session(lite) as session, session.begin():  # the policy goes on
+        session.get_one(Alert, number).last_at = hour(9)
+    export_answers(lite, plant)
+    assert [each.end_us for each in read_corrections(plant, ["a"])] == [microseconds(hour(2))]
+    reopen(lite, number, who="ada")
+    dismiss(lite, number, who="ada", note="this too")
+    export_answers(lite, plant)
+    assert [each.end_us for each in read_corrections(plant, ["a"])] == [microseconds(hour(9))]
 
 
 def test_a_dismissed_machine_whose_spectra_are_gone_stops_no_build(engine: sa.Engine, plant: Path) -> None:

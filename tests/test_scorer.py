@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
+import yaml
 from service_plant import ServicePlant, loud_release, of_machines
 from sqlalchemy.orm import Session
 
@@ -180,6 +181,20 @@ def test_a_broken_file_is_set_aside_and_tried_again_when_it_changes(plant: Servi
     assert [u.state for u in plant.uploads().values()] == [UploadState.SCORED] * 3
 
 
+def test_what_was_broken_by_settings_is_tried_again_when_they_are_mended(plant: ServicePlant) -> None:
+    whole = (plant.landing / "fleet.yaml").read_text()
+    plant.upload("day", plant.days[0])
+    spec = yaml.safe_load(whole)
+    wrong = spec | {"bins": 31, "band_edges_hz": spec["band_edges_hz"][:-1]}
+    (plant.landing / "fleet.yaml").write_text(yaml.safe_dump(wrong))
+    plant.score()
+    assert plant.uploads()["spectra/day.parquet"].state == UploadState.BROKEN
+    assert plant.score().intake.broken == 0  # known under these settings
+    (plant.landing / "fleet.yaml").write_text(whole)
+    assert plant.score().rows == plant.days[0].num_rows
+    assert [upload.state for upload in plant.uploads().values()] == [UploadState.SCORED]
+
+
 def test_a_file_damaged_inside_is_set_aside_and_the_shard_goes_on(plant: ServicePlant) -> None:
     upload_all(plant, slice(0, 3))
     path = plant.spectra / "day-001.parquet"
@@ -323,8 +338,10 @@ def test_two_scorers_at_once_write_every_row_and_open_every_alert_once(plant: Se
 def test_a_shard_that_kills_its_scorers_is_taken_apart_until_its_upload_is_set_aside(plant: ServicePlant) -> None:
     upload_all(plant, slice(0, 4))
     params = plant.params.score.model_copy(update={"attempts": 1, "lease_minutes": 1e-9})
-    ledger.take_in(plant.engine, scorer.LandingZone.at(plant.landing), params)
-    poisoned, lease = "spectra/day-002.parquet", ledger.claim(plant.engine, params, "a", clear_nothing)
+    zone = scorer.LandingZone.at(plant.landing)
+    read_as = scorer.reading_of(zone, plant.release)
+    ledger.take_in(plant.engine, zone, params, read_as)
+    poisoned, lease = "spectra/day-002.parquet", ledger.claim(plant.engine, params, "a", clear_nothing, read_as)
     while lease is not None:  # a scorer dies with each shard that holds the poisoned upload
         names = [file.name for file in lease.uploads]
         if poisoned not in names:
@@ -337,7 +354,7 @@ def test_a_shard_that_kills_its_scorers_is_taken_apart_until_its_upload_is_set_a
                 plant.release,
                 lambda j=job, r=result: scorer.publish(j.log, j.name, r.token, r.days),
             )
-        lease = ledger.claim(plant.engine, params, "a", clear_nothing)
+        lease = ledger.claim(plant.engine, params, "a", clear_nothing, read_as)
     assert plant.uploads()[poisoned].state == UploadState.BROKEN
     assert "scorers died" in (plant.uploads()[poisoned].error or "")
     plant.score()

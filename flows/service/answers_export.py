@@ -70,11 +70,17 @@ class _Told:
     opened_at: dt.datetime
     closed_at: dt.datetime | None
     last_at: dt.datetime
+    judged_until: dt.datetime | None
 
     @property
     def end(self) -> dt.datetime:
         """Its last row so far."""
         return self.closed_at or self.last_at
+
+    @property
+    def judged_end(self) -> dt.datetime:
+        """The last row that the answer is about: an alert goes on while nobody looks."""
+        return self.end if self.judged_until is None else min(self.end, self.judged_until)
 
 
 def export_answers(engine: Engine, data_set: Path | str) -> Exported:
@@ -171,7 +177,7 @@ def _write_corrections(place: Place, dismissed: Sequence[_Told]) -> tuple[bool, 
             line = _kept(alert)
             against = next((each for each in removals if each.contradicts(line)), None)
             if against is None:
-                times = {"start": utc_text(alert.opened_at), "end": utc_text(alert.end)}
+                times = {"start": utc_text(alert.opened_at), "end": utc_text(alert.judged_end)}
                 values = {"machine_id": alert.machine_id, **times, "action": ACTIONS[0], "note": line.note}
                 rows.append({name: values[name] for name in COLUMNS})
             else:
@@ -184,5 +190,5 @@ def _write_corrections(place: Place, dismissed: Sequence[_Told]) -> tuple[bool, 
 
 
 def _kept(alert: _Told) -> Correction:
-    opened, end = microseconds(alert.opened_at), microseconds(alert.end)
+    opened, end = microseconds(alert.opened_at), microseconds(alert.judged_end)
     return Correction("", alert.machine_id, opened, end, keep=True, note=exported_note(alert.id))

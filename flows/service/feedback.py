@@ -376,6 +376,7 @@ def _write(session: Session, saying: _Saying, alert: Alert, entry: LogEntry | No
         entry.start_at, entry.end_at, entry.failure_mode = wanted
         entry.note, entry.who, entry.written_at = saying.note or entry.note, saying.who, saying.at
     alert.answer = saying.answer
+    alert.judged_until = None if saying.answer is None else alert.last_at
     flag_modified(alert, "answer")  # a new version, also where only the note or the failure differs
     of = None if wanted is None else wanted[0]
     event = AlertEvent(kind=KIND_OF[saying.answer], at=saying.at, of=of, who=saying.who, note=saying.note)

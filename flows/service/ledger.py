@@ -79,11 +79,11 @@ class _Found:
     error: str | None
 
 
-def take_in(engine: Engine, zone: LandingZone, params: ScoreParams) -> Intake:
+def take_in(engine: Engine, zone: LandingZone, params: ScoreParams, read_as: str = "") -> Intake:
     """Enter the files that are new or changed, and plan shards of them, oldest rows first.
 
-    A broken file is entered with its error and tried again when its bytes change; a file that cannot be read at all
-    just now is left for the next time.
+    A broken file is entered with its error and tried again when its bytes change, or what it is read as: settings and
+    release (`read_as`). A file that cannot be read at all just now is left for the next time.
 
     Raises:
         ContractError: the landing zone cannot be listed.
@@ -94,28 +94,36 @@ def take_in(engine: Engine, zone: LandingZone, params: ScoreParams) -> Intake:
         if size > MOST_PATH:
             refused[file.name] = f"name: got {size} bytes, expected at most {MOST_PATH}."
     files = [file for file in files if file.name not in refused]
-    unknown, found = _unknown(engine, files), list[_Found]()
+    unknown, found = _unknown(engine, files, read_as), list[_Found]()
     for file in unknown:
         try:
-            found.append(_look(engine, zone, file))
+            found.append(_look(engine, zone, file, read_as))
         except ContractError as error:
             refused[file.name] = str(error)
-    return _enter(engine, found, params, refused, zone.bytes_tell_all) if found else Intake(refused=refused)
+    return _enter(engine, found, params, refused, zone.bytes_tell_all, read_as) if found else Intake(refused=refused)
 
 
-def _unknown(engine: Engine, files: Sequence[SourceFile]) -> list[SourceFile]:
-    """Files whose size and time of writing the ledger has not seen under their names."""
+def _unknown(engine: Engine, files: Sequence[SourceFile], read_as: str) -> list[SourceFile]:
+    """Files whose size and time of writing the ledger has not seen under their names, or that may be whole by now."""
     unknown = list[SourceFile]()
     with Session(reading(engine)) as session:
         for begin in range(0, len(files), ASKED_AT_ONCE):
             some = files[begin : begin + ASKED_AT_ONCE]
             columns = sa.select(Upload.path, Upload.size, Upload.modified_ns)
-            seen = {tuple(row) for row in session.execute(columns.where(Upload.path.in_(file.name for file in some)))}
+            seen = {
+                tuple(row)
+                for row in session.execute(columns.where(_stands(read_as), Upload.path.in_(file.name for file in some)))
+            }
             unknown += [file for file in some if (file.name, file.size, file.modified_ns) not in seen]
     return unknown
 
 
-def _look(engine: Engine, zone: LandingZone, file: SourceFile) -> _Found:
+def _stands(read_as: str) -> sa.ColumnElement[bool]:
+    """Uploads of which nothing new can be said: all but those that were broken under other settings."""
+    return sa.or_(Upload.state != UploadState.BROKEN, sa.func.coalesce(Upload.read_as, "") == read_as)
+
+
+def _look(engine: Engine, zone: LandingZone, file: SourceFile, read_as: str) -> _Found:
     """A file's hash, and its facts where its bytes are new.
 
     Raises:
@@ -125,19 +133,25 @@ def _look(engine: Engine, zone: LandingZone, file: SourceFile) -> _Found:
     known = None
     if zone.bytes_tell_all:
         with Session(reading(engine)) as session:
-            known = session.scalar(sa.select(Upload.id).where(Upload.sha256 == digest).limit(1))
+            known = session.scalar(sa.select(Upload.id).where(_stands(read_as), Upload.sha256 == digest).limit(1))
     if known is None:
         try:
             facts = zone.facts(file)
         except ContractError as wrong:
             error = str(wrong)
+            digest = zone.sha256(file.name)  # what cannot be read at all just now is not broken
     if not zone.is_unchanged(file):
         raise ContractError.of("upload", got="other bytes than a moment ago", expected="a whole file", where=file.name)
     return _Found(file, digest, facts, error)
 
 
 def _enter(
-    engine: Engine, found: Sequence[_Found], params: ScoreParams, refused: Mapping[str, str], bytes_tell_all: bool
+    engine: Engine,
+    found: Sequence[_Found],
+    params: ScoreParams,
+    refused: Mapping[str, str],
+    bytes_tell_all: bool,
+    read_as: str,
 ) -> Intake:
     """Uploads and shards in one transaction; what another scorer has entered meanwhile is left as it is."""
     moment = now()
@@ -145,7 +159,7 @@ def _enter(
     with exclusive(engine) as session:
         planned = []
         for each in found:
-            upload = _entered(session, each, moment, bytes_tell_all)
+            upload = _entered(session, each, moment, bytes_tell_all, read_as)
             if upload is not None:
                 counts[upload.state] += 1
                 planned += [upload] if upload.state == UploadState.PLANNED else []
@@ -155,18 +169,18 @@ def _enter(
     )
 
 
-def _entered(session: Session, found: _Found, moment: dt.datetime, bytes_tell_all: bool) -> Upload | None:
+def _entered(session: Session, found: _Found, moment: dt.datetime, bytes_tell_all: bool, read_as: str) -> Upload | None:
     """The row of an upload; None where its bytes stood there before, or are to be looked at again."""
     file = found.file
-    other = (Upload.path == file.name, Upload.sha256 != found.sha256)
-    session.execute(
-        sa.delete(Upload).where(*other, Upload.state == UploadState.BROKEN)
-    )  # it has changed: its error is history
+    changed = sa.or_(Upload.sha256 != found.sha256, sa.not_(_stands(read_as)))
+    # its error is history
+    session.execute(sa.delete(Upload).where(Upload.path == file.name, Upload.state == UploadState.BROKEN, changed))
     same = session.scalar(sa.select(Upload).where(Upload.path == file.name, Upload.sha256 == found.sha256))
     if same is not None:
         same.size, same.modified_ns = file.size, file.modified_ns
         return None
-    twins = sa.select(Upload).where(Upload.sha256 == found.sha256).order_by(sa.desc(Upload.state.in_(KNOWN)))
+    twins = sa.select(Upload).where(_stands(read_as), Upload.sha256 == found.sha256)
+    twins = twins.order_by(sa.desc(Upload.state.in_(KNOWN)))
     twin = session.scalar(twins.limit(1)) if bytes_tell_all else None
     if twin is None and found.facts is None and found.error is None:
         return None  # the twin that spared us the look is gone
@@ -177,7 +191,7 @@ def _entered(session: Session, found: _Found, moment: dt.datetime, bytes_tell_al
     if twin is not None and twin.state in KNOWN:
         upload.state, upload.error = UploadState.DUPLICATE, f"the same bytes as {twin.path}"
     elif found.error is not None or found.facts is None:
-        upload.state = UploadState.BROKEN
+        upload.state, upload.read_as = UploadState.BROKEN, read_as
         upload.error = (found.error or (twin.error if twin is not None else None) or "unreadable")[:MOST_ERROR]
     else:
         upload.rows = found.facts.rows
@@ -228,6 +242,7 @@ class Lease:
     attempt: int
     uploads: tuple[SourceFile, ...]
     believed_until: dt.datetime
+    read_as: str = ""  # settings and release under which an upload may turn out broken
 
 
 def new_owner() -> str:
@@ -235,7 +250,9 @@ def new_owner() -> str:
     return f"{secrets.token_hex(8)}"
 
 
-def claim(engine: Engine, params: ScoreParams, owner: str, clear: Callable[[str], None]) -> Lease | None:
+def claim(
+    engine: Engine, params: ScoreParams, owner: str, clear: Callable[[str], None], read_as: str = ""
+) -> Lease | None:
     """Lease the first shard that nobody holds and that need not wait for another; None where there is none.
 
     A shard whose scorers died too often is taken apart; of one upload alone that upload is set aside. `clear` removes
@@ -252,13 +269,13 @@ def claim(engine: Engine, params: ScoreParams, owner: str, clear: Callable[[str]
             if not held and not overlaps and begun:
                 clear(shard.name)
             if not held and not overlaps and shard.attempts >= params.attempts:
-                _take_apart(session, shard, params, moment)
+                _take_apart(session, shard, params, moment, read_as)
                 if shard.state != ShardState.PLANNED:
                     continue
             if not held and not overlaps:
                 shard.owner, shard.attempts = owner, shard.attempts + 1
                 shard.lease_until = moment + _lease(params)
-                return Lease(shard.id, shard.name, owner, shard.attempts, _files(shard), shard.believed_until)
+                return Lease(shard.id, shard.name, owner, shard.attempts, _files(shard), shard.believed_until, read_as)
             before.append(shard)
     return None
 
@@ -274,7 +291,7 @@ def _files(shard: Shard) -> tuple[SourceFile, ...]:
     )
 
 
-def _take_apart(session: Session, shard: Shard, params: ScoreParams, moment: dt.datetime) -> None:
+def _take_apart(session: Session, shard: Shard, params: ScoreParams, moment: dt.datetime, read_as: str) -> None:
     """A shard that no scorer survives: halve its uploads, or set the only one aside."""
     uploads, tried = list(shard.uploads), shard.attempts
     if len(uploads) > 1:
@@ -284,7 +301,7 @@ def _take_apart(session: Session, shard: Shard, params: ScoreParams, moment: dt.
         _plan(session, uploads[half:], params, moment)
         return
     for upload in uploads:
-        upload.state = UploadState.BROKEN
+        upload.state, upload.read_as = UploadState.BROKEN, read_as
         upload.error = f"{tried} scorers died or lost their lease while they scored it; the last error: {shard.error}"
         upload.shard = None
     shard.state, shard.finished_at, shard.owner, shard.lease_until = ShardState.FAILED, moment, None, None
@@ -336,7 +353,7 @@ def settle(engine: Engine, lease: Lease, result: ShardResult, release_id: str, p
             return False  # the lease ran out, and another has taken over
         shard.owner, shard.lease_until = None, None
         if result.broken or result.changed:
-            _without(session, shard, result, moment)  # an error stays: what it has left is still to be cleared
+            _without(session, shard, lease, result, moment)  # an error stays: what it has left is still to be cleared
             return False
         publish()
         shard.error = None
@@ -349,11 +366,12 @@ def settle(engine: Engine, lease: Lease, result: ShardResult, release_id: str, p
     return True
 
 
-def _without(session: Session, shard: Shard, result: ShardResult, moment: dt.datetime) -> None:
+def _without(session: Session, shard: Shard, lease: Lease, result: ShardResult, moment: dt.datetime) -> None:
     shard.attempts -= 1
     for upload in list(shard.uploads):
         if upload.path in result.broken:
             upload.state, upload.error = UploadState.BROKEN, result.broken[upload.path][:MOST_ERROR]
+            upload.read_as = lease.read_as
             shard.uploads.remove(upload)
         elif upload.path in result.changed:
             shard.uploads.remove(upload)

@@ -7,6 +7,7 @@ Everything else happens here: leases, publishing, and the alert book.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import time
 from collections import deque
@@ -119,12 +120,18 @@ def score_arrivals(
     if row is None:
         raise ReleaseError("release: got none in service, expected one: hearken releases promote.")
     run = _Run(engine, settings, params, row, submit, device)
-    run.summary.intake = ledger.take_in(engine, run.zone, params.score)
+    run.summary.intake = ledger.take_in(engine, run.zone, params.score, run.read_as)
     with run.signs_of_life():
         run.work_off(at_once)
     run.hear_silence()
     run.summary.seconds = time.perf_counter() - begun
     return run.summary
+
+
+def reading_of(zone: LandingZone, release_id: str) -> str:
+    """What uploads are read as: a hash of fleet.yaml, time zone and release, as the ledger keeps it of broken ones."""
+    spec = "" if zone.spec is None else zone.spec.model_dump_json()
+    return hashlib.sha256(f"{spec}\0{zone.timezone}\0{release_id}".encode()).hexdigest()[:16]
 
 
 class _Run:
@@ -138,6 +145,7 @@ class _Run:
         self.summary = RunSummary(row.id)
         self.landing = str(settings.landing_place(params.source.path))
         self.zone = LandingZone.at(self.landing, params.ingest.timezone)
+        self.read_as = reading_of(self.zone, row.id)
         self.maintenance = self.zone.maintenance()
         self.added = added_log(engine)
         self.held = dict[int, Lease]()
@@ -169,7 +177,7 @@ class _Run:
 
     def _claim(self) -> Lease | None:
         log = self.settings.score_log
-        lease = ledger.claim(self.engine, self.params.score, self.owner, lambda name: discard(log, name))
+        lease = ledger.claim(self.engine, self.params.score, self.owner, lambda name: discard(log, name), self.read_as)
         if lease is not None:
             self.held[lease.shard_id] = lease
         return lease

@@ -107,6 +107,7 @@ class Upload(Base):
     sha256: Mapped[str] = mapped_column(sa.String(64), index=True)
     state: Mapped[UploadState] = mapped_column(_one_of(UploadState, "upload_state"), index=True)
     error: Mapped[str | None] = mapped_column(sa.Text)
+    read_as: Mapped[str | None] = mapped_column(sa.String(16))  # under which settings and release it was broken
     rows: Mapped[int | None] = mapped_column(sa.BigInteger)
     first_at: Mapped[dt.datetime | None]
     last_at: Mapped[dt.datetime | None]  # once it is scored: the last row that is believed
@@ -172,6 +173,7 @@ class Alert(Base):
     closed_at: Mapped[dt.datetime | None]
     peak_at: Mapped[dt.datetime | None]
     peak_rarity: Mapped[float | None]  # minus the decimal logarithm of the tail probability
+    judged_until: Mapped[dt.datetime | None]  # its last row when the answer was given
     release_id: Mapped[str] = mapped_column(sa.String(RELEASE_ID))
     details: Mapped[dict[str, Any]]  # first row, peak, detectors that agreed, top bins: alert_details
     version: Mapped[int] = mapped_column(default=1)
