@@ -7,8 +7,7 @@ import json
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import sqlalchemy as sa
 from plotly.offline import get_plotlyjs
 from sqlalchemy.orm import Session
 
@@ -519,27 +517,6 @@ def test_outside_a_checkout_a_log_must_be_given(hearken: Run, tmp_path: Path) ->
 
 
 # --- alerts of the database ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of its own."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'home' / 'hearken.db'}"
-        return
-    server = os.environ.get("HEARKEN_TEST_POSTGRES_URL")
-    if not server:
-        pytest.skip("HEARKEN_TEST_POSTGRES_URL is not set: no PostgreSQL to test on")
-    name = f"hearken_test_{uuid.uuid4().hex[:12]}"
-    administrator = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with administrator.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    try:
-        yield sa.make_url(server).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with administrator.connect() as connection:
-            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-        administrator.dispose()
 
 
 def enter(url: str, listed: list[MachineAlert], machine: str) -> None:
