@@ -77,6 +77,24 @@ def test_matrices_follow_their_kernels_while_nothing_trains() -> None:
     torch.testing.assert_close(second, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("matrices", ["where_faster", "always"])
+def test_matrices_follow_the_steps_of_a_fused_optimiser(matrices) -> None:
+    layers, x = convolutional(64, (8, 16, 32), 5), torch.randn(6, 64)
+    use_matrices(layers, matrices)
+    optimiser = torch.optim.AdamW(layers.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        with torch.inference_mode():
+            layers[1](layers[0](x))
+        optimiser.zero_grad()
+        layers[1](layers[0](x)).square().mean().backward()
+        optimiser.step()
+        with torch.inference_mode():
+            followed = layers[1](layers[0](x))
+            use_matrices(layers, "never")
+            torch.testing.assert_close(followed, layers[1](layers[0](x)), rtol=1e-3, atol=1e-4)
+            use_matrices(layers, matrices)
+
+
 @pytest.mark.parametrize("bins", [64, 61, 512])
 def test_matrices_where_they_are_faster_give_the_same_answers_and_leave_training_alone(bins: int) -> None:
     layers, x = convolutional(bins, (8, 16, 32), 5), torch.randn(6, bins)

@@ -180,6 +180,8 @@ class DenseForms:
     def convolved(self, place: int, layer: Convolution, x_BCW: torch.Tensor, matrices: Matrices) -> torch.Tensor:
         """What the convolution at a place, transposed or not, makes of rows (B, C, W)."""
         channels, width = x_BCW.shape[1:]
+        if torch.is_grad_enabled():
+            self._kept.clear()  # a training: the version of a kernel does not tell the steps of a fused optimiser
         if not _as_a_matrix(layer, width, matrices):
             result: torch.Tensor = layer(x_BCW)
             return result
