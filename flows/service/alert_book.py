@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
 from flows.database import POLICY_LOCK, reading
-from flows.service.ledger import ASKED_AT_ONCE, UNFINISHED, exclusive, from_us, newest_time, now
+from flows.service.ledger import ASKED_AT_ONCE, UNFINISHED, exclusive, from_us, newest_arrival, newest_time, now
 from flows.service.tables import (
     Alert,
     AlertEvent,
@@ -81,7 +81,7 @@ def apply_next(
         identity = shard.release_id or ""
     release = release_of(identity)
     rows = LogRows.of_shard(log, name, days, release)
-    newest = newest_time(engine)
+    newest = newest_arrival(engine)
 
     def apply(session: Session) -> Applied | None:
         shard = _first(session)
@@ -106,6 +106,7 @@ def hear_silence(engine: Engine, release: Release, maintenance: pa.Table) -> App
     Only while no shard waits: a machine whose rows are not scored yet is not silent.
     """
     newest, silent = newest_time(engine), release.policy.no_data_us
+    arrived = newest_arrival(engine)
 
     def hear(session: Session) -> Applied | None:
         if newest is None or _first(session) is not None:
@@ -114,7 +115,7 @@ def hear_silence(engine: Engine, release: Release, maintenance: pa.Table) -> App
         changes = sa.or_(PolicyMemory.pending.is_(True), PolicyMemory.newest_at < since)
         query = sa.select(PolicyMemory.machine_id).where(changes).order_by(PolicyMemory.machine_id)
         machines = list(session.scalars(query))
-        book = _Book(session, release, LogRows.empty(release), newest)
+        book = _Book(session, release, LogRows.empty(release), arrived)
         for begin in range(0, len(machines), ASKED_AT_ONCE):
             some = machines[begin : begin + ASKED_AT_ONCE]
             off = off_intervals(maintenance, {machine: code for code, machine in enumerate(some)})

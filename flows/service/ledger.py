@@ -391,3 +391,10 @@ def newest_time(engine: Engine) -> dt.datetime | None:
         newest = session.scalar(sa.select(sa.func.max(Shard.last_at)).where(scored))
         arrived = session.scalar(sa.select(sa.func.max(Shard.planned_at)))
     return newest if newest is None or arrived is None else min(newest, arrived)
+
+
+def newest_arrival(engine: Engine) -> dt.datetime | None:
+    """When the newest shard begins, scored or not: the same for every scorer, however far each has come."""
+    with Session(reading(engine)) as session:
+        newest, arrived = session.execute(sa.select(sa.func.max(Shard.first_at), sa.func.max(Shard.planned_at))).one()
+    return None if newest is None or arrived is None else min(newest, arrived)
