@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import os
 import resource
 import statistics
 import tempfile
@@ -23,7 +22,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +29,15 @@ import numpy as np
 import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from stages_here import build_release
 
 from flows.database import open_database
 from flows.service.alert_book import apply_next
-from flows.service.ledger import from_us
 from flows.service.tables import Alert, PolicyMemory, Shard, ShardState
-from pipeline.params import load_params
+from pipeline.epochs import moment_of
 from pipeline.release import Release, load_release
 from pipeline.schema import MACHINE, MAINTENANCE_SCHEMA, dictionary_column, score_log_schema, time_column
 from pipeline.store import write_table
-from pipeline.train import run as train
 
 START_US, INTERVAL_US = 1_735_689_600_000_000, 10_000_000  # 2025-01-01; a spectrum every ten seconds
 LOW, PAGE = 5e-3, 5e-4
@@ -53,24 +50,6 @@ calibrate: {draws: 50, choice: {enabled: false}, ensemble: {members: [pca, energ
 evaluate: {chance_shifts: 20}
 release: {reference_rows: 500}
 """
-
-
-def small_release(folder: Path) -> Release:
-    """The release that a small simulated fleet gives."""
-    (folder / "params.yaml").write_text(PARAMS)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        params = load_params()
-        for stage in ("simulate", "ingest", "validate", "split", "clean"):
-            import_module(f"pipeline.{stage}").main()
-        for detector in params.detectors:
-            train(detector, params, Path())
-        for stage in ("calibrate", "evaluate", "release"):
-            import_module(f"pipeline.{stage}").main()
-    finally:
-        os.chdir(before)
-    return load_release(folder / "data/release", device="cpu")
 
 
 def scored_rows(release: Release, machines: int, each: int, number: int, rng: np.random.Generator) -> pa.Table:
@@ -129,7 +108,7 @@ def measure(engine: sa.Engine, log: Path, release: Release, machines: int, each:
     for number in range(shards):
         table = scored_rows(release, machines, each, number, rng)
         first_us = START_US + number * each * INTERVAL_US
-        day, name = str(from_us(first_us).date()), f"{number:09d}-0badcafe"
+        day, name = str(moment_of(first_us).date()), f"{number:09d}-0badcafe"
         path = log / day / f"{name}.parquet"
         write_table(path, table)
         written += path.stat().st_size
@@ -141,8 +120,8 @@ def measure(engine: sa.Engine, log: Path, release: Release, machines: int, each:
                     state=ShardState.SCORED,
                     planned_at=moment,
                     believed_until=moment,
-                    first_at=from_us(first_us),
-                    last_at=from_us(first_us + (each - 1) * INTERVAL_US),
+                    first_at=moment_of(first_us),
+                    last_at=moment_of(first_us + (each - 1) * INTERVAL_US),
                     release_id=release.id,
                     rows=table.num_rows,
                     days=[day],
@@ -182,8 +161,7 @@ def main() -> None:
     options = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory(prefix="hearken-book-") as root:
-        (Path(root) / "release").mkdir()
-        release = small_release(Path(root) / "release")
+        release = load_release(build_release(Path(root) / "release", PARAMS), device="cpu")
         for kind in ("sqlite", "postgresql") if options.postgres else ("sqlite",):
             for machines in options.machines:
                 folder = Path(root) / f"{kind}-{machines}"

@@ -31,7 +31,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +39,7 @@ import sqlalchemy as sa
 from rich.console import Console
 from rich.progress import track
 from sqlalchemy.orm import Session
+from stages_here import build_release
 
 from flows import registry
 from flows.database import open_database
@@ -49,7 +49,6 @@ from flows.settings import Settings
 from pipeline.params import Params, load_params
 from pipeline.schema import codes_and_names, times_us
 from pipeline.store import day_files, read_table, write_table
-from pipeline.train import run as train
 
 DAYS, ROUNDS = 14, 5
 PARAMS = """
@@ -68,24 +67,6 @@ evaluate: {chance_shifts: 20}
 release: {reference_rows: 500}
 score: {shard_rows: 400, lease_minutes: 0.02, attempts: 100}
 """
-
-
-def make_release(root: Path) -> None:
-    """A fleet and a release of it, by the project's own stages."""
-    root.mkdir()
-    (root / "params.yaml").write_text(PARAMS)
-    before = Path.cwd()
-    os.chdir(root)
-    try:
-        for stage in ("simulate", "ingest", "validate", "split", "clean"):
-            import_module(f"pipeline.{stage}").main()
-        params = load_params()
-        for detector in params.detectors:
-            train(detector, params, Path())
-        for stage in ("calibrate", "evaluate", "release"):
-            import_module(f"pipeline.{stage}").main()
-    finally:
-        os.chdir(before)
 
 
 @dataclass
@@ -348,7 +329,7 @@ def main() -> None:
     faults: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="hearken-faults-") as temporary:
         built = Path(temporary) / "built"
-        child = in_a_child(lambda: make_release(built))  # this process stays without threads: it is forked
+        child = in_a_child(lambda: build_release(built, PARAMS))  # this process stays without threads: it is forked
         os.waitpid(child, 0)
         for number in track(range(options.runs), description="runs", console=Console(stderr=True)):
             server = options.postgres if number % 2 else None

@@ -23,13 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from stages_here import build_release
 
 from flows import registry
 from flows.database import open_database
@@ -40,7 +40,6 @@ from pipeline.schema import spectra_view
 from pipeline.simulate import simulate
 from pipeline.simulation.plan import plan_fleet
 from pipeline.store import read_batches, row_count
-from pipeline.train import run as train
 
 GIB = 2**20  # of the kilobytes that the system reports
 TRAIN_DAYS, PLANNED_DAYS = 20.0, 40.0
@@ -78,31 +77,13 @@ def make_plant(folder: Path, machines: int, days: int) -> None:
         simulate(settings, folder / "history", days=TRAIN_DAYS, plan=plan)
     for name, params in RELEASES.items():
         if not (folder / name / "data/release/manifest.json").exists():
-            build(folder / name, params, folder / "history")
+            shutil.copytree(folder / "history", folder / name / "data/demo", dirs_exist_ok=True)
+            build_release(folder / name, params, simulated=False)
     for day in range(days):
         landing = folder / "arrived"
         if len(list(landing.glob("spectra/*.parquet"))) <= day:
             fast = settings.model_copy(update={"interval_seconds": 10.0})
             simulate(fast, landing, from_day=TRAIN_DAYS + day, days=1, plan=plan)
-
-
-def build(root: Path, params: str, history: Path) -> None:
-    """The stages up to the release, in this process."""
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "params.yaml").write_text(params)
-    shutil.copytree(history, root / "data/demo", dirs_exist_ok=True)
-    before = Path.cwd()
-    os.chdir(root)
-    try:
-        for stage in ("ingest", "validate", "split", "clean"):
-            import_module(f"pipeline.{stage}").main()
-        settings = load_params()
-        for detector in settings.detectors:
-            train(detector, settings, Path())
-        for stage in ("calibrate", "evaluate", "release"):
-            import_module(f"pipeline.{stage}").main()
-    finally:
-        os.chdir(before)
 
 
 def score(release: Path, landing: Path) -> dict[str, Any]:

@@ -266,12 +266,12 @@ def _moment(text: str, option: str, *, quiet: bool = False) -> dt.datetime:
     import pyarrow as pa
 
     from pipeline.clock import Clock
+    from pipeline.epochs import moment_of
     from pipeline.errors import ContractError
 
     clock = Clock(None)
     try:
-        microseconds = int(clock.to_utc_us(pa.array([text.strip()]), option)[0])
-        moment = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=microseconds)
+        moment = moment_of(int(clock.to_utc_us(pa.array([text.strip()]), option)[0]))
     except (ContractError, OverflowError):
         expected = "ISO 8601, such as 2025-03-01T14:30 or 2025-03-01T14:30+01:00"
         raise UserError(f"{option}: got {text!r}, expected {expected}.") from None

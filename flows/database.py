@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import Connection, Dialect, Engine
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from pipeline.errors import WorkspaceError
 
@@ -105,6 +107,20 @@ def _begin_immediate(connection: Connection) -> None:
 def reading(engine: Engine) -> Engine:
     """The same database for transactions that only read: they do not wait for writers, nor writers for them."""
     return engine.execution_options(**{ONLY_READS: True})
+
+
+@contextmanager
+def exclusive(engine: Engine, lock: int = LEDGER_LOCK) -> Iterator[Session]:
+    """A transaction that no other of the same lock runs beside."""
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        if engine.dialect.name == "postgresql":
+            session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+        yield session
+
+
+def utc_now() -> dt.datetime:
+    """The present, as the database keeps it."""
+    return dt.datetime.now(dt.UTC)
 
 
 def alembic_config(connection: Connection | None = None) -> Config:

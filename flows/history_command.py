@@ -154,7 +154,8 @@ def _write_page(output: Path, log: Path, landing: str | Path | None, told: Histo
 
 def periods_table(told: History) -> Table:
     """A row per hour or day."""
-    from pipeline.history import by_hour, moment, one_in, periods
+    from pipeline.epochs import moment_of
+    from pipeline.history import by_hour, one_in, periods
 
     found = periods(told)
     span = f"{told.span.since:%Y-%m-%d %H:%M} to {told.span.until:%Y-%m-%d %H:%M} UTC"
@@ -167,7 +168,7 @@ def periods_table(told: History) -> Table:
     table.add_column("release")
     for period in found:
         table.add_row(
-            f"{moment(period.start_us):{'%Y-%m-%d %H:%M' if by_hour(found) else '%Y-%m-%d'}}",
+            f"{moment_of(period.start_us):{'%Y-%m-%d %H:%M' if by_hour(found) else '%Y-%m-%d'}}",
             f"{period.rows:,}",
             f"{period.unusable:,}" if period.unusable else DASH,
             one_in(period.rarity),
@@ -181,7 +182,7 @@ def periods_table(told: History) -> Table:
 
 def alerts_table(told: History) -> Table:
     """A row per alert, the newest last."""
-    from pipeline.history import moment
+    from pipeline.epochs import moment_of
 
     table = Table(title="alerts", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("alert", "tier", "opened (UTC)", "last", "bands", "answer"):
@@ -191,8 +192,8 @@ def alerts_table(told: History) -> Table:
         table.add_row(
             str(alert.id),
             {"page": "[red]page[/red]", "low": "low"}.get(str(alert.tier), "no data"),
-            f"{moment(alert.opened_us):%Y-%m-%d %H:%M}",
-            "open" if alert.closed_us is None else f"{moment(alert.end_us):%Y-%m-%d %H:%M}",
+            f"{moment_of(alert.opened_us):%Y-%m-%d %H:%M}",
+            "open" if alert.closed_us is None else f"{moment_of(alert.end_us):%Y-%m-%d %H:%M}",
             _shown(", ".join(bands[:3])) or DASH,
             _shown(alert.answer or DASH),
         )

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import Session
 
-from flows.database import open_database, reading
+from flows.database import open_database, utc_now
 from flows.service.answers_export import export_answers
 from flows.service.delivery import Addresses
 from flows.service.housekeeping import keep_house
-from flows.service.ledger import newest_time
 from flows.service.notices import send_pending
 from flows.service.scorer import InThisProcess, RunSummary, Submit, score_arrivals
-from flows.service.tables import Shard, ShardState
+from flows.service.standing import figures_of
 from flows.settings import Settings
 from pipeline.errors import HearkenError
 from pipeline.params import Params
@@ -134,8 +132,6 @@ def _explained(error: Exception) -> HearkenError:
 
 
 def _finished(engine: Engine, summary: RunSummary) -> FinishedRun:
-    newest = newest_time(engine)
-    done = Shard.state == ShardState.DONE
-    with Session(reading(engine)) as session:
-        scored = session.scalar(sa.select(sa.func.max(Shard.last_at)).where(done))
-    return FinishedRun(summary, newest, None if newest is None or scored is None else newest - scored)
+    figures = figures_of(engine, utc_now())
+    known = figures.newest_scored_at is not None
+    return FinishedRun(summary, figures.newest_known_at, dt.timedelta(seconds=figures.lag_seconds) if known else None)

@@ -73,10 +73,8 @@ class TailTables:
             baseline_N: which `Baseline` each row was scored against.
             code_N: which row of the baseline table.
         """
-        scores = {
-            name: self.tables[name].scale.comparable(values_N, baseline_N, code_N) for name, values_N in raw.items()
-        }
-        if self.rule is not None and self.ensemble is not None and set(self.rule.members) <= set(raw):
+        scores = self._scaled(raw, baseline_N, code_N)
+        if self.rule is not None and self._joins(raw):
             members = {name: self.tables[name].probability(scores[name]) for name in self.rule.members}
             scores[ENSEMBLE] = self.rule.statistic(members)
         return scores
@@ -92,14 +90,27 @@ class TailTables:
         code_N: npt.NDArray[np.integer],
     ) -> tuple[dict[str, FloatN], dict[str, FloatN]]:
         """`comparable` scores and their `probabilities` (N,); the ensemble needs those of its members for both."""
-        scores = {
+        scores = self._scaled(raw, baseline_N, code_N)
+        tails = self.probabilities(scores)
+        if self.rule is not None and self._joins(raw):
+            scores[ENSEMBLE] = self.rule.statistic({name: tails[name] for name in self.rule.members})
+            tails[ENSEMBLE] = self.table(ENSEMBLE).probability(scores[ENSEMBLE])
+        return scores, tails
+
+    def _scaled(
+        self,
+        raw: Mapping[str, FloatN],
+        baseline_N: npt.NDArray[np.integer],
+        code_N: npt.NDArray[np.integer],
+    ) -> dict[str, FloatN]:
+        """Comparable scores of the detectors alone."""
+        return {
             name: self.tables[name].scale.comparable(values_N, baseline_N, code_N) for name, values_N in raw.items()
         }
-        tails = self.probabilities(scores)
-        if self.rule is not None and self.ensemble is not None and set(self.rule.members) <= set(raw):
-            scores[ENSEMBLE] = self.rule.statistic({name: tails[name] for name in self.rule.members})
-            tails[ENSEMBLE] = self.ensemble.probability(scores[ENSEMBLE])
-        return scores, tails
+
+    def _joins(self, raw: Mapping[str, FloatN]) -> bool:
+        """Whether all members of the ensemble have scores."""
+        return self.rule is not None and self.ensemble is not None and set(self.rule.members) <= set(raw)
 
     def save(self, folder: Path) -> None:
         """Write a safetensors file per table into an existing folder."""

@@ -30,6 +30,18 @@ def microseconds(moment: dt.datetime) -> int:
     return (aware - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
 
 
+def moment_of(time_us: int) -> dt.datetime:
+    """Microseconds since 1970 as a moment, UTC: the inverse of `microseconds`.
+
+    Raises:
+        OverflowError: beyond the calendar.
+
+    >>> moment_of(86_400_000_000).isoformat()
+    '1970-01-02T00:00:00+00:00'
+    """
+    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)
+
+
 @dataclass(frozen=True)
 class EpochStarts:
     """Sorted starts (microseconds since 1970) of epochs 1, 2, ... per machine; `fleet` holds those of every machine.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.epochs import microseconds
+from pipeline.epochs import microseconds, moment_of
 from pipeline.errors import ContractError, UserError
 from pipeline.findings import nearest
 from pipeline.run_alerts import ALERTS, TIER_NAMES
@@ -51,12 +51,12 @@ class Span:
     @property
     def since(self) -> dt.datetime:
         """When it begins."""
-        return moment(self.since_us)
+        return moment_of(self.since_us)
 
     @property
     def until(self) -> dt.datetime:
         """When it is over."""
-        return moment(self.until_us)
+        return moment_of(self.until_us)
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,6 @@ class History:
     def unusable(self) -> int:
         """Rows without a score."""
         return int(np.isnan(rarity_of(self.rows, self.detector)).sum())
-
-
-def moment(time_us: int) -> dt.datetime:
-    """Microseconds since 1970 as a time (UTC)."""
-    return dt.datetime(1970, 1, 1, tzinfo=UTC) + dt.timedelta(microseconds=time_us)
 
 
 def given_moment(text: str, option: str) -> int:
@@ -205,11 +200,13 @@ def span_of(
         if alert is not None and since_us is None:
             until_us = min(until_us, alert.end_us + MICROSECONDS_PER_DAY)
         if since_us is not None and until_us <= since_us:
-            got = f"{moment(since_us):%Y-%m-%dT%H:%MZ}"
-            raise UserError(f"--from: got {got}, expected a time before {moment(newest):%Y-%m-%dT%H:%MZ}, {LAST_ROW}.")
+            got = f"{moment_of(since_us):%Y-%m-%dT%H:%MZ}"
+            raise UserError(
+                f"--from: got {got}, expected a time before {moment_of(newest):%Y-%m-%dT%H:%MZ}, {LAST_ROW}."
+            )
     since_us = until_us - DEFAULT_DAYS * MICROSECONDS_PER_DAY if since_us is None else since_us
     if since_us >= until_us:
-        got = f"{moment(since_us):%Y-%m-%dT%H:%MZ} to {moment(until_us):%Y-%m-%dT%H:%MZ}"
+        got = f"{moment_of(since_us):%Y-%m-%dT%H:%MZ} to {moment_of(until_us):%Y-%m-%dT%H:%MZ}"
         raise UserError(f"--from, --to: got {got}, expected a start before the end.")
     return Span(since_us, until_us)
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from pipeline.alert_details import frequencies_within
 from pipeline.close_look import CloseLook
-from pipeline.history import History, by_hour, moment, one_in, periods, rarity_of, tier_levels
+from pipeline.epochs import moment_of
+from pipeline.history import History, by_hour, one_in, periods, rarity_of, tier_levels
 from pipeline.history_charts import level_chart, peak_chart, rarity_chart
 from pipeline.report_page.blocks import (
     EM_DASH,
@@ -93,7 +94,7 @@ def _figures(history: History) -> Figures:
         share = f"{percent(above / scored)} of the scored" if scored else EM_DASH
         told.append((f"Above tier {tier}", count(above), f"{share}{usual}"))
     best = int(np.nanargmax(rarity_N)) if scored else None
-    at = EM_DASH if best is None else f"{when(moment(int(times_us(history.rows['timestamp'])[best])))} UTC"
+    at = EM_DASH if best is None else f"{when(moment_of(int(times_us(history.rows['timestamp'])[best])))} UTC"
     told.append(("Rarest row", one_in(None if best is None else float(rarity_N[best])), at))
     return Figures(told)
 
@@ -128,7 +129,7 @@ def alert_table(history: History) -> Table:
 
 
 def _minute(time_us: int) -> str:
-    return when(moment(time_us))
+    return when(moment_of(time_us))
 
 
 def _close(history: History, look: CloseLook | Mapping[str, str] | None) -> list[Block]:
@@ -204,7 +205,7 @@ def period_table(history: History) -> Table:
     told = periods(history)
     rows = []
     for period in told:
-        start = when(moment(period.start_us))
+        start = when(moment_of(period.start_us))
         rows.append(
             [
                 Cell(start if by_hour(told) else start[:10]),

@@ -8,7 +8,6 @@ Shape legend: N rows, M machines, K failures.
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.answers import read_feedback
-from pipeline.epochs import EpochStarts, epoch_of_rows, microseconds
+from pipeline.epochs import EpochStarts, epoch_of_rows, microseconds, moment_of
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.log_status import LOG_STATUSES, IntegerN, LogStatus, Timeline, alerts_of, intervals_of, log_status
 from pipeline.params import SplitParams, load_params
@@ -249,8 +248,7 @@ def _boundary_metrics(edges: Boundaries, machines: Sequence[str], params: SplitP
 
 
 def _iso(time_us: int) -> str:
-    moment = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)
-    return moment.isoformat(timespec="seconds")
+    return moment_of(time_us).isoformat(timespec="seconds")
 
 
 def _notes(

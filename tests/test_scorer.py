@@ -19,6 +19,7 @@ from service_plant import ServicePlant, loud_release, of_machines
 from sqlalchemy.orm import Session
 
 from flows import registry
+from flows.database import utc_now
 from flows.service import ledger, scorer
 from flows.service.tables import Alert, EventKind, Notice, NoticeKind, Shard, ShardState, Upload, UploadState
 from pipeline.errors import ContractError, ReleaseError
@@ -299,7 +300,7 @@ def test_a_dead_scorers_shard_is_taken_over_when_its_lease_runs_out(plant: Servi
     assert summary.rows == sum(day.num_rows for day in plant.days) - of_shard(plant, dead.shard_id)
     assert all(shard.state != ShardState.DONE for shard in plant.shards())  # the policy waits for the first shard
     with Session(plant.engine) as session, session.begin():
-        session.execute(sa.update(Shard).where(Shard.id == dead.shard_id).values(lease_until=ledger.now()))
+        session.execute(sa.update(Shard).where(Shard.id == dead.shard_id).values(lease_until=utc_now()))
     plant.score()
     same_rows(plant.log(), expected)
     assert standing_alerts(plant) == expected_alerts(expected)
@@ -456,7 +457,7 @@ def take_in(plant: ServicePlant) -> ledger.Intake:
 
 def end_leases(plant: ServicePlant) -> None:
     with Session(plant.engine) as session, session.begin():
-        session.execute(sa.update(Shard).values(lease_until=ledger.now()))
+        session.execute(sa.update(Shard).values(lease_until=utc_now()))
 
 
 def test_a_file_that_is_moved_before_it_is_scored_is_not_lost(plant: ServicePlant) -> None:
@@ -596,7 +597,7 @@ def test_one_wrong_clock_does_not_bring_the_keys_of_all_days_between(plant: Serv
 
 
 def test_rows_from_the_future_hide_no_silence_and_make_none(plant: ServicePlant) -> None:
-    future = int(ledger.now().timestamp() * 1e6) + 400 * 86_400_000_000
+    future = int(utc_now().timestamp() * 1e6) + 400 * 86_400_000_000
     names = [f"machine-{number:03}" for number in range(1, 10)]  # machine-000 falls silent
     for at, day in enumerate(plant.days[:6]):
         heard = day if at < 2 else of_machines(day, *names)
@@ -607,7 +608,7 @@ def test_rows_from_the_future_hide_no_silence_and_make_none(plant: ServicePlant)
 
 
 def test_a_clock_that_is_fast_makes_nobody_silent(plant: ServicePlant) -> None:
-    moment = int(ledger.now().timestamp() * 1e6)
+    moment = int(utc_now().timestamp() * 1e6)
     day = plant.days[0]
     times = times_us(day["timestamp"])
     times = times - times.max() + moment - 60_000_000
@@ -618,7 +619,7 @@ def test_a_clock_that_is_fast_makes_nobody_silent(plant: ServicePlant) -> None:
 
 
 def test_a_shard_of_very_many_uploads_is_planned_in_linear_time(engine: sa.Engine, plant: ServicePlant) -> None:
-    moment, count = ledger.now(), 6000
+    moment, count = utc_now(), 6000
     made = [
         Upload(
             path=f"{at:06}", size=1, modified_ns=1, sha256=f"{at:064}", seen_at=moment, state=UploadState.PLANNED,

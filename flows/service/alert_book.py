@@ -21,8 +21,8 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from flows.database import POLICY_LOCK, reading
-from flows.service.ledger import ASKED_AT_ONCE, UNFINISHED, exclusive, from_us, newest_arrival, newest_time, now
+from flows.database import POLICY_LOCK, exclusive, reading, utc_now
+from flows.service.ledger import ASKED_AT_ONCE, UNFINISHED, newest_arrival, newest_time
 from flows.service.tables import (
     Alert,
     AlertEvent,
@@ -38,7 +38,7 @@ from flows.service.tables import (
     UploadState,
 )
 from pipeline.alert_details import described
-from pipeline.epochs import microseconds
+from pipeline.epochs import microseconds, moment_of
 from pipeline.log_status import Intervals
 from pipeline.policy_state import CAUSES, NO_ROWS, Alerts, Cause, PolicyRows, PolicyState, advance
 from pipeline.release import Release
@@ -54,9 +54,8 @@ STALE = dt.timedelta(days=1)  # a page that is older when it is found waits for 
 
 @dataclass(frozen=True)
 class Applied:
-    """A shard that the policy has seen: rows too early or too late for it, and alerts opened."""
+    """What the policy made of a shard, or of silence: alerts that opened, and that paged."""
 
-    shard_id: int
     opened: int
     paged: int
 
@@ -91,11 +90,11 @@ def apply_next(
         off = off_intervals(maintenance, {machine: code for code, machine in enumerate(rows.machines)})
         book = _Book(session, release, rows, newest)
         late = book.advance(rows.machines, rows.policy.take(np.flatnonzero(believed_N)), None, off)
-        shard.state, shard.finished_at = ShardState.DONE, now()
+        shard.state, shard.finished_at = ShardState.DONE, utc_now()
         shard.early, shard.late = int((~believed_N).sum()), late
         for upload in session.scalars(sa.select(Upload).where(Upload.shard_id == number)):
             upload.state = UploadState.SCORED
-        return Applied(number, book.opened, book.paged)
+        return Applied(book.opened, book.paged)
 
     return _in_transaction(engine, apply)
 
@@ -111,7 +110,7 @@ def hear_silence(engine: Engine, release: Release, maintenance: pa.Table) -> App
     def hear(session: Session) -> Applied | None:
         if newest is None or _first(session) is not None:
             return None
-        since = newest - dt.timedelta(microseconds=silent) if silent is not None else from_us(EARLIEST_US)
+        since = newest - dt.timedelta(microseconds=silent) if silent is not None else moment_of(EARLIEST_US)
         changes = sa.or_(PolicyMemory.pending.is_(True), PolicyMemory.newest_at < since)
         query = sa.select(PolicyMemory.machine_id).where(changes).order_by(PolicyMemory.machine_id)
         machines = list(session.scalars(query))
@@ -120,7 +119,7 @@ def hear_silence(engine: Engine, release: Release, maintenance: pa.Table) -> App
             some = machines[begin : begin + ASKED_AT_ONCE]
             off = off_intervals(maintenance, {machine: code for code, machine in enumerate(some)})
             book.advance(some, NO_ROWS, microseconds(newest), off)
-        return Applied(0, book.opened, book.paged)
+        return Applied(book.opened, book.paged)
 
     return _in_transaction(engine, hear)
 
@@ -211,7 +210,7 @@ class _Book:
 
     def __init__(self, session: Session, release: Release, rows: LogRows, newest: dt.datetime | None) -> None:
         self.session, self.release, self.rows, self.newest = session, release, rows, newest
-        self.moment = now()
+        self.moment = utc_now()
         self.opened = self.paged = 0
 
     def advance(self, machines: Sequence[str], rows: PolicyRows, now_us: int | None, off: Intervals | None) -> int:
@@ -229,7 +228,7 @@ class _Book:
             if row is None:
                 row = PolicyMemory(machine_id=name)
                 self.session.add(row)
-            row.newest_at, row.pending, row.memory = from_us(newest[code]), code in waiting, memory
+            row.newest_at, row.pending, row.memory = moment_of(newest[code]), code in waiting, memory
         return alerts.late_rows
 
     def _memories(self, machines: Sequence[str]) -> dict[str, PolicyMemory]:
@@ -265,7 +264,7 @@ class _Book:
             alert = next(iter(same or meets), None)
             if alert is None:
                 alert = Alert(machine_id=key[0], cause=key[1], standing=Standing.OPEN, final=False, details={})
-                alert.opened_at = from_us(opened)
+                alert.opened_at = moment_of(opened)
                 self.session.add(alert)
                 self._event(alert, EventKind.OPENED, opened)
                 self.opened += 1
@@ -330,4 +329,4 @@ class _Book:
 
 
 def _moment(moment_us: int | None) -> dt.datetime | None:
-    return None if moment_us is None else from_us(moment_us)
+    return None if moment_us is None else moment_of(moment_us)

@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from flows.database import EXPORT_LOCK
+from flows.database import EXPORT_LOCK, exclusive
 from flows.service.feedback import utc_text
 from flows.service.tables import Alert, Answer, LogEntry, Standing
 from pipeline.answers import (
@@ -93,9 +93,7 @@ def export_answers(engine: Engine, data_set: Path | str) -> Exported:
             before it are written by then.
     """
     place = place_of(data_set)
-    with Session(engine) as session, session.begin():  # SQLite: this transaction is the lock
-        if engine.dialect.name == "postgresql":
-            session.execute(sa.select(sa.func.pg_advisory_xact_lock(EXPORT_LOCK)))
+    with exclusive(engine, EXPORT_LOCK) as session:
         alerts = _exported(session)
         tables = ((FEEDBACK, _feedback_table(alerts)), (ADDED_LOG, _log_table(session)))
         written = [name for name, table in tables if _write_table(place, name, table)]

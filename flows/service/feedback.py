@@ -16,8 +16,7 @@ from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.attributes import flag_modified
 from sqlalchemy.orm.exc import StaleDataError
 
-from flows.database import RESET_LOCK
-from flows.service.ledger import exclusive
+from flows.database import RESET_LOCK, exclusive
 from flows.service.tables import Alert, AlertEvent, Answer, EventKind, LogEntry, PolicyMemory, Standing
 from pipeline.errors import UserError
 from pipeline.findings import nearest

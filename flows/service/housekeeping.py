@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from flows.database import reading
-from flows.service.ledger import UNFINISHED, exclusive, newest_time
+from flows.database import exclusive, reading
+from flows.service.ledger import UNFINISHED, newest_time
 from flows.service.tables import Shard, ShardState
 from pipeline.errors import ContractError
 from pipeline.params import ScoreParams

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from flows.database import LEDGER_LOCK, reading
+from flows.database import exclusive, reading, utc_now
 from flows.service.tables import Shard, ShardState, Upload, UploadState
+from pipeline.epochs import moment_of
 from pipeline.errors import ContractError
 from pipeline.landing import SourceFile
 from pipeline.params import ScoreParams
@@ -32,32 +32,6 @@ MOST_ERROR = 2000  # characters
 ASKED_AT_ONCE = 500  # names in one query
 UNFINISHED = (ShardState.PLANNED, ShardState.SCORED)
 KNOWN = (UploadState.PLANNED, UploadState.SCORED)
-
-
-@contextmanager
-def exclusive(engine: Engine, lock: int = LEDGER_LOCK) -> Iterator[Session]:
-    """A transaction that no other of the same lock runs beside."""
-    with Session(engine, expire_on_commit=False) as session, session.begin():
-        if engine.dialect.name == "postgresql":
-            session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
-        yield session
-
-
-def now() -> dt.datetime:
-    """The present, UTC."""
-    return dt.datetime.now(dt.UTC)
-
-
-def from_us(moment_us: int) -> dt.datetime:
-    """Microseconds since 1970 as a moment; what no calendar holds becomes its first or last day.
-
-    >>> from_us(0).isoformat()
-    '1970-01-01T00:00:00+00:00'
-    """
-    try:
-        return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=moment_us)
-    except OverflowError:
-        return (dt.datetime.max if moment_us > 0 else dt.datetime.min).replace(tzinfo=dt.UTC)
 
 
 @dataclass(frozen=True)
@@ -154,7 +128,7 @@ def _enter(
     read_as: str,
 ) -> Intake:
     """Uploads and shards in one transaction; what another scorer has entered meanwhile is left as it is."""
-    moment = now()
+    moment = utc_now()
     counts = dict.fromkeys(UploadState, 0)
     with exclusive(engine) as session:
         planned = []
@@ -195,7 +169,7 @@ def _entered(session: Session, found: _Found, moment: dt.datetime, bytes_tell_al
         upload.error = (found.error or (twin.error if twin is not None else None) or "unreadable")[:MOST_ERROR]
     else:
         upload.rows = found.facts.rows
-        upload.first_at, upload.last_at = from_us(found.facts.first_us), from_us(found.facts.last_us)
+        upload.first_at, upload.last_at = moment_of(found.facts.first_us), moment_of(found.facts.last_us)
     session.add(upload)
     session.flush()
     return upload
@@ -203,7 +177,7 @@ def _entered(session: Session, found: _Found, moment: dt.datetime, bytes_tell_al
 
 def plan_shards(session: Session, uploads: Iterable[Upload], params: ScoreParams, moment: dt.datetime) -> int:
     """Gather uploads into shards, oldest rows first; the number of shards."""
-    shards, group, rows, last = 0, list[Upload](), 0, from_us(0)
+    shards, group, rows, last = 0, list[Upload](), 0, moment_of(0)
     dated = [(each.first_at, each.last_at, each) for each in uploads if each.first_at and each.last_at]
     for first_at, last_at, upload in sorted(dated, key=lambda each: (each[0], each[2].path)):
         rows, last = rows + (upload.rows or 0), max(last, last_at) if group else last_at
@@ -247,7 +221,7 @@ class Lease:
 
 def new_owner() -> str:
     """A name for a scorer that no other has."""
-    return f"{secrets.token_hex(8)}"
+    return secrets.token_hex(8)
 
 
 def claim(
@@ -258,7 +232,7 @@ def claim(
     A shard whose scorers died too often is taken apart; of one upload alone that upload is set aside. `clear` removes
     what attempts before have left of a shard of that name, while nobody else can hold it.
     """
-    moment = now()
+    moment = utc_now()
     with exclusive(engine) as session:
         waiting = session.scalars(sa.select(Shard).where(Shard.state == ShardState.PLANNED).order_by(Shard.id)).all()
         before = list[Shard]()
@@ -314,7 +288,7 @@ def _respan(shard: Shard) -> None:
 
 def renew(engine: Engine, leases: Iterable[Lease], params: ScoreParams) -> None:
     """A sign of life for shards that are still held."""
-    until = now() + _lease(params)
+    until = utc_now() + _lease(params)
     with Session(engine) as session, session.begin():
         for lease in leases:
             session.execute(_held(sa.update(Shard), lease).values(lease_until=until))
@@ -346,7 +320,7 @@ def settle(engine: Engine, lease: Lease, result: ShardResult, release_id: str, p
     Raises:
         OSError: the files could not be published.
     """
-    moment = now()
+    moment = utc_now()
     with exclusive(engine) as session:
         shard = session.get(Shard, lease.shard_id)
         if shard is None or shard.owner != lease.owner or shard.state != ShardState.PLANNED:
@@ -361,7 +335,7 @@ def settle(engine: Engine, lease: Lease, result: ShardResult, release_id: str, p
         shard.rows, shard.unusable, shard.repeated = result.rows, result.unusable, result.repeated
         shard.seconds = result.seconds
         for upload in shard.uploads:
-            upload.last_at = from_us(result.newest_us.get(upload.path, EARLIEST_US))
+            upload.last_at = moment_of(result.newest_us.get(upload.path, EARLIEST_US))
         shard.last_at = max((upload.last_at for upload in shard.uploads if upload.last_at), default=shard.last_at)
     return True
 

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 from sqlalchemy.engine import Engine
 
-from flows.service.notices import utc_now
+from flows.database import utc_now
 from flows.service.standing import Figures, figures_of
 
 ROWS = {

@@ -32,6 +32,7 @@ from pydantic import SecretStr
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, selectinload
 
+from flows.database import utc_now
 from flows.service.delivery import (
     ANSWER_SECONDS,
     LOW_VARIABLE,
@@ -51,11 +52,6 @@ MOST_CLAIMED = 5000
 RUN_SECONDS = 120.0  # after which a run of the sender begins no further message
 NOTE_AGAIN_SECONDS = (1.0, 5.0)  # a message that is not noted would be sent again
 WHO = "notices"
-
-
-def utc_now() -> dt.datetime:
-    """Now."""
-    return dt.datetime.now(dt.UTC)
 
 
 @dataclass

@@ -194,10 +194,12 @@ class DenseForms:
             return _as_matrix(layer, channels, width)
         bias = cast(torch.Tensor, layer.bias)
         state = (layer.weight.data_ptr(), layer.weight._version, bias.data_ptr(), bias._version, layer.weight.device)
-        if place not in self._kept or self._kept[place][0] != state:
+        kept = self._kept.get(place)  # one look: pieces are scored in several threads
+        if kept is None or kept[0] != state:
             with torch.autocast(layer.weight.device.type, enabled=False):
-                self._kept[place] = (state, *_as_matrix(layer, channels, width))
-        return self._kept[place][1:]
+                kept = (state, *_as_matrix(layer, channels, width))
+            self._kept[place] = kept
+        return kept[1:]
 
 
 def _as_a_matrix(layer: Convolution, width: int, matrices: Matrices) -> bool:
