@@ -32,6 +32,7 @@ class ReleaseState(StrEnum):
     IN_SERVICE = "in_service"
     RETIRED = "retired"
     REFUSED = "refused"  # by the gate; a person may still promote it
+    SHADOW = "shadow"  # scores to a log of its own until there are rows enough to judge it
 
 
 class ReleaseRow(Base):
@@ -66,6 +67,8 @@ class ReleaseRow(Base):
     promoted_at: Mapped[dt.datetime | None]
     metrics: Mapped[dict[str, Any]]
     note: Mapped[str] = mapped_column(sa.Text)
+    shadow_until: Mapped[dt.datetime | None]  # deadline of a shadow
+    decision: Mapped[dict[str, Any] | None]  # record of the gate: GateDecision.to_dict()
 
 
 def content_id(folder: Path | str) -> str:
@@ -121,6 +124,8 @@ def register_release(
             promoted_at=None,
             metrics=dict(manifest.get("metrics") or {}),
             note=note,
+            shadow_until=None,
+            decision=None,
         )
         session.add(row)
         return row

@@ -77,6 +77,7 @@ class EventKind(StrEnum):
     DISMISSED = "dismissed"
     NOTIFIED = "notified"
     NOT_NOTIFIED = "not_notified"  # given up, or no need to
+    ATTRIBUTED = "attributed"  # to a drift: the plant changed, the machine is not ill
 
 
 class NoticeKind(StrEnum):
@@ -92,6 +93,27 @@ class NoticeState(StrEnum):
     PENDING = "pending"
     SENT = "sent"
     UNSENT = "unsent"  # given up, or nobody is to be told
+
+
+class DriftState(StrEnum):
+    """Of a change of the fleet."""
+
+    OPEN = "open"  # nothing has been retrained for it yet
+    SETTLED = "settled"  # a release that knows it is in service
+    DISMISSED = "dismissed"  # a person says that the plant has not changed
+
+
+class RetrainingState(StrEnum):
+    """Of one wish for a new release."""
+
+    WAITING = "waiting"  # for another to end, for the pause between two, or for the next day
+    RUNNING = "running"
+    SHADOW = "shadow"  # the challenger scores beside the champion until there are rows enough to judge it
+    PROMOTED = "promoted"
+    REFUSED = "refused"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    MERGED = "merged"  # into another that had not begun
 
 
 class Upload(Base):
@@ -177,6 +199,7 @@ class Alert(Base):
     release_id: Mapped[str] = mapped_column(sa.String(RELEASE_ID))
     details: Mapped[dict[str, Any]]  # first row, peak, detectors that agreed, top bins: alert_details
     version: Mapped[int] = mapped_column(default=1)
+    drift_id: Mapped[int | None]  # the change of the fleet (drifts.id) that explains it
     events: Mapped[list[AlertEvent]] = relationship(
         back_populates="alert", order_by="AlertEvent.id", cascade="all, delete-orphan"
     )
@@ -240,3 +263,46 @@ class LogEntry(Base):
     who: Mapped[str] = mapped_column(sa.String(120))
     written_at: Mapped[dt.datetime]
     alert_id: Mapped[int | None] = mapped_column(sa.ForeignKey("alerts.id"), index=True)
+
+
+class Drift(Base):
+    """A change of the fleet, or of a group of it: what was decided, on which figures, and what came of it."""
+
+    __tablename__ = "drifts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    found_at: Mapped[dt.datetime]
+    changed_at: Mapped[dt.datetime]
+    release_id: Mapped[str] = mapped_column(sa.String(RELEASE_ID))  # whose reference the fleet has left
+    verdict: Mapped[str] = mapped_column(sa.String(16))  # fleet | group
+    machines: Mapped[list[str]] = mapped_column(sa.JSON)  # that moved together
+    share: Mapped[float]  # of the machines compared
+    figures: Mapped[dict[str, Any]]  # DriftDecision.to_dict()
+    report: Mapped[str | None] = mapped_column(sa.Text)  # the page, below the home
+    state: Mapped[DriftState] = mapped_column(_one_of(DriftState, "drift_state"), index=True)
+    note: Mapped[str] = mapped_column(sa.Text, default="")
+
+
+class Retraining(Base):
+    """One wish for a new release, by a drift or a person, and what came of it; never lost, never done twice."""
+
+    __tablename__ = "retrainings"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    asked_at: Mapped[dt.datetime]
+    who: Mapped[str] = mapped_column(sa.String(120))
+    why: Mapped[str] = mapped_column(sa.Text)
+    drift_id: Mapped[int | None] = mapped_column(sa.ForeignKey("drifts.id"), index=True)
+    changed_at: Mapped[dt.datetime | None]
+    machines: Mapped[list[str] | None] = mapped_column(sa.JSON)  # that changed; None: all, or nothing changed
+    state: Mapped[RetrainingState] = mapped_column(_one_of(RetrainingState, "retraining_state"), index=True)
+    owner: Mapped[str | None] = mapped_column(sa.String(80))
+    lease_until: Mapped[dt.datetime | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    begun_at: Mapped[dt.datetime | None]
+    finished_at: Mapped[dt.datetime | None]
+    flow_run: Mapped[str | None] = mapped_column(sa.String(64))
+    champion_id: Mapped[str | None] = mapped_column(sa.String(RELEASE_ID))
+    challenger_id: Mapped[str | None] = mapped_column(sa.String(RELEASE_ID))
+    merged_into: Mapped[int | None] = mapped_column(sa.ForeignKey("retrainings.id"))
+    error: Mapped[str | None] = mapped_column(sa.Text)
