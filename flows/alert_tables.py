@@ -45,7 +45,7 @@ def alerts_table(found: Iterable[Alert]) -> Table:
             rarity_text(alert.peak_rarity),
             shown(", ".join(map(str, alert.details.get("agreed") or [])) or DASH),
             shown("; ".join(_bands(alert)[:SHOWN_BANDS]) or DASH),
-            str(alert.answer or DASH),
+            str(alert.answer or (DASH if alert.drift_id is None else f"drift {alert.drift_id}")),
         )
     return table
 
@@ -99,6 +99,7 @@ def details_table(story: Story) -> Table:
         "alert": f"{alert.id}, version {alert.version}",
         "standing": f"{alert.standing}{'' if alert.final else ', not final'}",
         "answer": str(alert.answer or DASH),
+        "explained by": DASH if alert.drift_id is None else f"drift {alert.drift_id}",
         "opened, paged": f"{time_text(alert.opened_at)}, {time_text(alert.paged_at)}",
         "last, closed": f"{time_text(alert.last_at)}, {time_text(alert.closed_at)}",
         "first row": _row_text(first),
@@ -145,7 +146,18 @@ def story_json(story: Story) -> dict[str, Any]:
 def alert_json(alert: Alert) -> dict[str, Any]:
     """One alert; times ISO 8601, UTC."""
     times = {name: _iso(getattr(alert, f"{name}_at")) for name in ("opened", "paged", "last", "closed", "peak")}
-    plain = ("id", "machine_id", "cause", "tier", "final", "peak_rarity", "release_id", "version", "details")
+    plain = (
+        "id",
+        "machine_id",
+        "cause",
+        "tier",
+        "final",
+        "peak_rarity",
+        "release_id",
+        "version",
+        "drift_id",
+        "details",
+    )
     named = {"standing": str(alert.standing), "answer": None if alert.answer is None else str(alert.answer)}
     return {name: getattr(alert, name) for name in plain} | named | times
 

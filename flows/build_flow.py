@@ -20,7 +20,7 @@ from flows.repository import commit_build, delete_branch, next_release_number, t
 from flows.runs import failed, settings_of_run, value_of
 from flows.stages import Outcome, StageResult, run_stage
 from flows.summary import DATA_DOCS, REPORT, BuildResult, evaluation_rows, shown, stage_rows
-from flows.train_on_gpu import RETRIES, move_data, train_elsewhere, workers_online
+from flows.train_on_gpu import RETRIES, WorkerGone, move_data, train_elsewhere, worker_comes
 from flows.workspace import Workspace, open_workspace
 from pipeline.errors import HearkenError, WorkspaceError
 from pipeline.params import Params
@@ -55,8 +55,13 @@ def build(
         return failed(error)
 
 
-def build_workspace(workspace: Workspace, *, gpu_deployment: str | None = None) -> BuildResult:
+def build_workspace(workspace: Workspace, *, gpu_deployment: str | None = None, register: bool = True) -> BuildResult:
     """The body of a build, inside a flow run, in a workspace that is held.
+
+    Args:
+        workspace: see open_workspace.
+        gpu_deployment: `<flow>/<deployment>` that trains the neural detectors; None: here.
+        register: enter the release in the registry, under a tag of its own.
 
     Raises:
         UserError: a person's mistake, found here or by a stage.
@@ -79,7 +84,8 @@ def build_workspace(workspace: Workspace, *, gpu_deployment: str | None = None) 
     commit = workspace.commit
     if outdated and workspace.origin is not None:
         commit = commit_build(workspace.folder, branch, "Built: " + ", ".join(outdated))
-    row, note = publish_release(workspace, commit, branch) if (workspace.folder / RELEASE).is_dir() else (None, "")
+    there = register and (workspace.folder / RELEASE).is_dir()
+    row, note = publish_release(workspace, commit, branch) if there else (None, "")
     result = BuildResult(
         folder=workspace.folder,
         commit=commit,
@@ -103,15 +109,25 @@ def run_stages(workspace: Workspace, plan: Plan, gpu: str | None, branch: str) -
         if stage not in plan.outdated:
             done[stage] = StageResult(stage=stage, outcome=Outcome.UNCHANGED)
         elif gpu and stage in plan.neural:  # all of them in one job
-            trained = train_elsewhere(
-                workspace,
-                plan.neural,
-                plan.inputs_of_training,
-                deployment=gpu,
-                branch=branch,
-                timeout=plan.params.retrain.gpu_timeout_minutes * 60,
-            )
-            done.update({result.stage: result for result in trained})
+            try:
+                trained = train_elsewhere(
+                    workspace,
+                    plan.neural,
+                    plan.inputs_of_training,
+                    deployment=gpu,
+                    branch=branch,
+                    timeout=plan.params.retrain.gpu_timeout_minutes * 60,
+                    pool=plan.params.retrain.gpu_pool,
+                    wait_minutes=plan.params.retrain.wait_for_worker_minutes,
+                )
+            except WorkerGone as error:
+                if not plan.params.retrain.cpu_fallback:
+                    raise
+                get_run_logger().warning("%s: training here", error)
+                gpu = None
+                done[stage] = value_of(stage_task(workspace, stage))
+            else:
+                done.update({result.stage: result for result in trained})
         else:
             done[stage] = value_of(stage_task(workspace, stage))
     return tuple(done[stage] for stage in plan.graph.order)
@@ -139,11 +155,12 @@ def stage_task(workspace: Workspace, stage: str) -> StageResult | State[object]:
 
 def _gpu_is_there(deployment: str | None, params: Params) -> bool:
     """Whether to hand training over; without a worker the same stages run here, where params.yaml allows it."""
-    if deployment is None or workers_online(params.retrain.gpu_pool):
+    wait = params.retrain.wait_for_worker_minutes
+    if deployment is None or worker_comes(params.retrain.gpu_pool, wait):
         return deployment is not None
     if not params.retrain.cpu_fallback:
         raise WorkspaceError(
-            f"work pool {params.retrain.gpu_pool}: got no worker online, expected one "
+            f"work pool {params.retrain.gpu_pool}: got no worker online in {wait:g} min, expected one "
             "(or retrain.cpu_fallback: true in params.yaml, to train where the build runs)."
         )
     get_run_logger().warning("no worker of pool %s is online: training here", params.retrain.gpu_pool)

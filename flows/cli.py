@@ -19,6 +19,7 @@ from rich.table import Table
 
 from flows.alerts_command import alerts
 from flows.chosen_release import checkout_above, chosen_release
+from flows.drift_command import drifts, monitor, retrain
 from flows.history_command import history
 from flows.layout_options import GivenLayout, takes_layout
 from flows.plant_commands import down, up
@@ -42,6 +43,7 @@ releases = typer.Typer(no_args_is_help=True, help="Releases: what was built, and
 app.add_typer(releases, name="releases")
 app.add_typer(quarantine, name="quarantine")
 app.add_typer(alerts, name="alerts")
+app.add_typer(drifts, name="drifts")
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="Settings to use.")]
 DEFAULT_PARAMS = Path("params.yaml")
@@ -252,41 +254,10 @@ app.command("recalibrate")(recalibrate)
 app.command("status")(status)
 app.command("metrics")(metrics)
 app.command("history")(history)
+app.command("monitor")(monitor)
+app.command("retrain")(retrain)
 app.command("up")(up)
 app.command("down")(down)
-
-
-@app.command()
-def monitor() -> None:
-    """Score the newest days of the landing zone and ask whether the fleet has changed."""
-    from flows.settings import configure
-
-    settings = _settings()
-    configure(settings)
-    from flows.monitor import monitor as flow  # imports prefect, which configure() has to come before
-    from pipeline.drift import DriftDecision
-
-    decision = flow(checkout=str(settings.checkout))
-    if not isinstance(decision, DriftDecision):
-        raise HearkenError(f"monitor: {decision}")
-    _say(f"{'drift' if decision.drifted else 'no drift'}: {decision.reason}")
-
-
-@app.command()
-def retrain(
-    why: Annotated[str, typer.Option(help="The reason; stands in the decision.")],
-    changed_at: Annotated[
-        str | None, typer.Option(help="The fleet changed here (ISO, UTC): only later rows train.")
-    ] = None,
-) -> None:
-    """Build a challenger, and put it into service if it is not worse."""
-    from flows.settings import configure
-
-    settings = _settings()
-    configure(settings)
-    from flows.retrain import retrain as flow
-
-    flow(changed_at=changed_at, reason=why, gpu_deployment=None, checkout=str(settings.checkout))
 
 
 @app.command()
@@ -323,9 +294,9 @@ def promote_command(
     note: Annotated[str | None, typer.Option(help="For people.")] = None,
 ) -> None:
     """Put a release into service; the one in service is retired in the same transaction."""
-    from flows.registry import promote
+    from flows.promotion import put_into_service
 
-    row = promote(_database(checkout_above()), release, note=note)
+    row = put_into_service(_database(checkout_above()), release, note=note)
     _say(f"release {row.id} (v{row.version}) is in service")
 
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm.exc import StaleDataError
 
 from pipeline.errors import WorkspaceError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # PostgreSQL advisory locks; SQLite has one writer at a time anyway
 MIGRATION_LOCK, LEDGER_LOCK, POLICY_LOCK, EXPORT_LOCK = 4_822_051, 4_822_052, 4_822_053, 4_822_054
-RESET_LOCK = 4_822_055
+RESET_LOCK, RETRAIN_LOCK = 4_822_055, 4_822_056
 BUSY_SECONDS = 30
+ATTEMPTS = 5  # at a transaction whose rows people change meanwhile
+T = TypeVar("T")
 ONLY_READS = "hearken_only_reads"
 
 
@@ -116,6 +119,22 @@ def exclusive(engine: Engine, lock: int = LEDGER_LOCK) -> Iterator[Session]:
         if engine.dialect.name == "postgresql":
             session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
         yield session
+
+
+def exclusively(engine: Engine, lock: int, work: Callable[[Session], T]) -> T:
+    """Do work in such a transaction; where somebody changed one of its rows meanwhile, once more.
+
+    Raises:
+        StaleDataError: somebody did so again and again.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            with exclusive(engine, lock) as session:
+                return work(session)
+        except StaleDataError:
+            if attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 def utc_now() -> dt.datetime:

@@ -1,6 +1,7 @@
-"""Has the plant changed? Scores the newest days with the release in service and asks Evidently; a drift is an event.
+"""Has the plant changed? Compares the newest scored rows with the release's reference; a drift is an event.
 
-The event starts `retrain` through the trigger in prefect.yaml; this flow knows nothing of it.
+What is decided is entered in the database first, and the event only wakes the deployment `retrain`: an event that is
+lost loses nothing, because every run of the monitor looks whether a retraining is due.
 """
 
 from __future__ import annotations
@@ -10,102 +11,180 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
+from sqlalchemy.engine import Engine
 
 from flows import registry
 from flows.database import open_database
-from flows.runs import failed, settings_of_run
+from flows.runs import failed, settings_of_run, value_of
+from flows.service.drifts import Entered, Found, enter_drift, take_out
+from flows.service.ledger import newest_time
+from flows.service.retrainings import Wish, ask, due, list_retrainings
+from flows.service.tables import RetrainingState
 from flows.settings import Settings
-from pipeline.drift import DriftDecision, check_drift, window_start
+from flows.shadows import judge_shadows
+from pipeline.drift import DriftDecision, check_drift, service_window
 from pipeline.errors import HearkenError, ReleaseError
 from pipeline.params import Params, load_params
-from pipeline.release import load_release
-from pipeline.score import score_data_set
+from pipeline.release import Release, load_release
+from pipeline.report_page.names import visible
+from pipeline.store import write_json
+from pipeline.uploads import LandingZone
 
-DRIFT_EVENT = "hearken.drift.detected"
+DRIFT_EVENT, DUE_EVENT = "hearken.drift.detected", "hearken.retraining.due"
 FLEET_RESOURCE = "hearken.fleet"
-WORST_COLUMNS = 20
+TIMEOUT_SECONDS = 1800
+SHOWN_MACHINES = 20
+AT_WORK = (RetrainingState.WAITING, RetrainingState.RUNNING, RetrainingState.SHADOW)
 
 
-@flow(name="monitor", persist_result=False)
+@flow(name="monitor", persist_result=False, timeout_seconds=TIMEOUT_SECONDS)
 def monitor(checkout: str | None = None) -> DriftDecision | State[Any]:
-    """Score the last `monitor.days` of the landing zone, decide whether the fleet drifted, and say so.
+    """Decide whether the fleet drifted or machines fail on their own, and see to what follows.
+
+    A drift is entered, explains the alerts of its machines, and asks for a retraining; machines that left their peers
+    are taken out of the open drifts; shadows are judged; a retraining that is due is announced.
 
     Args:
         checkout: whose params.yaml to use; None: the current folder.
-
-    Returns:
-        The decision; where it is a drift, the event `hearken.drift.detected` was emitted.
     """
     try:
         settings = settings_of_run(checkout)
         params = load_params(settings.checkout / "params.yaml")
-        landing = settings.landing_zone(params.source.path)
-        release = release_in_service(settings)
-        report = settings.home / "drift" / f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}.html"
-        decision = score_and_compare(settings, release, landing, params, report)
-        publish_decision(decision, report, release, landing)
-        logger = get_run_logger()
-        logger.info("%s: %s", "drift" if decision.drifted else "no drift", decision.reason)
-        if decision.drifted:
-            announce_drift(decision, report, release, landing)
-        return decision
+        engine = open_database(settings.database_url)
+        try:
+            return _monitor(engine, settings, params)
+        finally:
+            engine.dispose()
     except HearkenError as error:
         return failed(error)
 
 
-def release_in_service(settings: Settings) -> str:
-    """The id of the release in service.
+def _monitor(engine: Engine, settings: Settings, params: Params) -> DriftDecision:
+    logger = get_run_logger()
+    release = release_in_service(engine, settings)
+    report = settings.home / "drift" / f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}.html"
+    decision = value_of(compare(settings, release.id, params, report))
+    publish_decision(decision, report, release.id)
+    logger.info("%s: %s", "drift" if decision.drifted else "no drift", decision.reason)
+    entered = follow_up(engine, decision, release, report.relative_to(settings.home))
+    if entered is not None:
+        drift, known = entered.drift, "new" if entered.new else "known"
+        logger.info("drift %d (%s) explains %d more alerts", drift.id, known, entered.explained)
+    for line in judge_shadows(engine, settings, params):
+        logger.info(line)
+    if due(engine, params.retrain):
+        announce(decision, entered, release.id, report)
+    return decision
+
+
+def release_in_service(engine: Engine, settings: Settings) -> Release:
+    """The release in service, checked and loaded.
 
     Raises:
-        ReleaseError: there is none.
+        ReleaseError: there is none, or it is damaged.
     """
-    engine = open_database(settings.database_url)
-    try:
-        row = registry.in_service(engine)
-    finally:
-        engine.dispose()
+    row = registry.in_service(engine)
     if row is None:
         raise ReleaseError("registry: got no release in service, expected one (`hearken releases promote`).")
-    return row.id
+    return load_release(settings.releases / row.id, row.id)
 
 
-@task(name="score and compare", cache_policy=NO_CACHE)
-def score_and_compare(settings: Settings, release: str, landing: Path, params: Params, report: Path) -> DriftDecision:
-    """Write the score log of the window, and compare it with the release's reference."""
-    loaded = load_release(settings.releases / release, release)
-    since = window_start(landing, params.monitor.days)
-    score_log = settings.home / "scores" / release
-    summary = score_data_set(loaded, landing, score_log, since=since)
-    get_run_logger().info("%d rows of %d machines since %s scored", summary.rows, summary.machines, since.isoformat())
-    report.parent.mkdir(parents=True, exist_ok=True)
-    return check_drift(loaded, landing, score_log, params.monitor, report, params.seed)
+@task(name="compare", cache_policy=NO_CACHE)
+def compare(settings: Settings, release: str, params: Params, report: Path) -> DriftDecision | State[object]:
+    """Compare the newest rows of the score log, and the spectra behind them, with the release's reference."""
+    try:
+        loaded = load_release(settings.releases / release, release)
+        zone = LandingZone.at(settings.landing_place(params.source.path), params.ingest.timezone)
+        window = service_window(loaded, settings.score_log, zone, params.monitor, params.seed)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        decision = check_drift(loaded, window, params.monitor, report, params.seed)
+        write_json(report.with_suffix(".json"), decision.to_dict() | {"release": release})
+    except HearkenError as error:
+        return failed(error)
+    return decision
 
 
-def publish_decision(decision: DriftDecision, report: Path, release: str, landing: Path) -> None:
-    """Prefect's artifacts: the columns that differ most, and Evidently's page."""
-    worst = sorted(decision.columns.items(), key=lambda item: -item[1])[:WORST_COLUMNS]
-    description = (
-        f"{'Drift' if decision.drifted else 'No drift'} of {landing} against release {release}: {decision.reason}"
-    )
-    table = [{"column": name, "distance": round(value, 4)} for name, value in worst]
-    create_table_artifact(table, key="drift-columns", description=description)
+def follow_up(engine: Engine, decision: DriftDecision, release: Release, report: Path) -> Entered | None:
+    """Enter what was decided in the database, and ask for a new release where one is needed.
+
+    Args:
+        engine: of the database.
+        decision: of this run.
+        release: in service.
+        report: Evidently's page, below the home.
+    """
+    if decision.alone:
+        take_out(engine, decision.alone, "the machine has left even the machines that changed with it")
+    entered = None
+    if decision.drifted and decision.changed_at is not None:
+        found = Found(
+            release_id=release.id,
+            verdict=decision.verdict,
+            machines=decision.machines,
+            changed_at=decision.changed_at,
+            share=decision.share,
+            figures=decision.to_dict(),
+            report=report.as_posix(),
+        )
+        entered = enter_drift(engine, found)
+        if all(each.drift_id != entered.drift.id for each in list_retrainings(engine, AT_WORK)):
+            drift = entered.drift
+            machines = None if drift.verdict == "fleet" else tuple(drift.machines)
+            ask(engine, Wish("monitor", f"drift {drift.id}: {decision.reason}", drift.id, drift.changed_at, machines))
+    elif not decision.drifted:
+        _ask_for_the_full_build(engine, release)
+    return entered
+
+
+def _ask_for_the_full_build(engine: Engine, release: Release) -> None:
+    """A provisional release is rebuilt once its change is older than the horizon: by then failures have had time."""
+    changed_at = release.manifest.get("changed_at")
+    if not changed_at or "recalibrated_from" in release.manifest:
+        return
+    changed = dt.datetime.fromisoformat(changed_at)
+    horizon = dt.timedelta(hours=float(release.manifest["params"]["split"]["horizon_hours"]))
+    newest = newest_time(engine)
+    known = list_retrainings(engine, [*AT_WORK, RetrainingState.REFUSED, RetrainingState.FAILED])
+    why = f"release {release.id} is provisional, and the horizon after its change has passed"
+    if newest is None or newest < changed + horizon + horizon or any(why in each.why for each in known):
+        return
+    machines = release.manifest["params"]["split"].get("changed_machines")
+    ask(engine, Wish("monitor", why, None, changed, None if machines is None else tuple(machines)))
+
+
+def publish_decision(decision: DriftDecision, report: Path, release: str) -> None:
+    """Prefect's artifacts: the decision in words, the columns, and Evidently's page."""
+    title = {"none": "No drift", "group": "Drift of a group", "fleet": "Drift of the fleet"}[decision.verdict]
+    lines = [f"# {title}", "", visible(decision.reason), "", f"Compared with release {release}. {decision.history}", ""]
+    for what, names in (("Moved together", decision.machines), ("Left their peers alone", decision.alone)):
+        if names:
+            more = f" and {len(names) - SHOWN_MACHINES} more" if len(names) > SHOWN_MACHINES else ""
+            lines.append(f"{what}: {', '.join(visible(name) for name in names[:SHOWN_MACHINES])}{more}.")
+    create_markdown_artifact("\n".join(lines), key="drift-decision", description=title)
+    table = [
+        {"column": name, "distance": round(each.statistic, 4), "limit": round(each.limit, 4), "beyond": each.drifted}
+        for name, each in sorted(decision.columns.items(), key=lambda item: -item[1].statistic / item[1].limit)
+    ]
+    create_table_artifact(table, key="drift-columns", description=title)
     if report.is_file():
         create_link_artifact(report.resolve().as_uri(), link_text="Evidently report", key="drift-report")
 
 
-def announce_drift(decision: DriftDecision, report: Path, release: str, landing: Path) -> None:
-    """Emit the event that starts retraining."""
+def announce(decision: DriftDecision, entered: Entered | None, release: str, report: Path) -> None:
+    """Emit the event that wakes `retrain`."""
     emit_event(
-        DRIFT_EVENT,
-        resource={"prefect.resource.id": f"{FLEET_RESOURCE}.{landing.name}", "prefect.resource.name": landing.name},
+        DRIFT_EVENT if entered is not None else DUE_EVENT,
+        resource={"prefect.resource.id": f"{FLEET_RESOURCE}.{release}", "prefect.resource.name": "fleet"},
         payload={
-            "changed_at": decision.changed_at.isoformat() if decision.changed_at else "",
+            "drift": entered.drift.id if entered is not None else None,
+            "group": decision.group,
             "share": decision.share,
-            "machines_share": decision.machines_share,
+            "machines": len(decision.machines),
+            "changed_at": decision.changed_at.isoformat() if decision.changed_at else None,
             "reason": decision.reason,
             "release": release,
             "report": report.resolve().as_uri(),

@@ -180,17 +180,36 @@ def _find(session: Session, name: str | int) -> ReleaseRow:
     raise ReleaseError(f"release: got {name}, expected an id or version in the registry ({known or 'it is empty'}).")
 
 
-def promote(engine: Engine, name: str | int, *, note: str | None = None) -> ReleaseRow:
+def promote(
+    engine: Engine,
+    name: str | int,
+    *,
+    note: str | None = None,
+    instead_of: str | None = None,
+    also: Callable[[Session], None] | None = None,
+) -> ReleaseRow:
     """Put a release into service and retire the one that was; an older one again is a rollback.
 
+    Args:
+        engine: of the registry.
+        name: id or version.
+        note: for people; None: as it stands.
+        instead_of: id of the release that must be in service now; None: whichever is.
+        also: what belongs to the same transaction.
+
     Raises:
-        ReleaseError: no such release.
+        ReleaseError: no such release, or another in service than `instead_of`; nothing has changed then.
     """
 
     def change(session: Session) -> ReleaseRow:
         # every row in one order: two promotions at once wait for each other instead of deadlocking
         rows = session.scalars(sa.select(ReleaseRow).order_by(ReleaseRow.id).with_for_update()).all()
         row = _find(session, name)
+        champion = next((other.id for other in rows if other.state == ReleaseState.IN_SERVICE), None)
+        if instead_of is not None and champion != instead_of:
+            raise ReleaseError(f"release in service: got {champion}, expected {instead_of}; promote by hand.")
+        if also is not None:
+            also(session)
         if row.state != ReleaseState.IN_SERVICE:
             for other in rows:
                 if other.state == ReleaseState.IN_SERVICE:
@@ -214,12 +233,42 @@ def refuse(engine: Engine, name: str | int, note: str) -> ReleaseRow:
 
     def change(session: Session) -> ReleaseRow:
         row = _find(session, name)
-        if row.state == ReleaseState.CANDIDATE:
+        if row.state in (ReleaseState.CANDIDATE, ReleaseState.SHADOW):
             row.state = ReleaseState.REFUSED
         row.note = note
         return row
 
     return _in_transaction(engine, change)
+
+
+def shadow(engine: Engine, name: str | int, until: dt.datetime, note: str) -> ReleaseRow:
+    """Let a candidate score beside the one in service until there are rows enough to judge it, or the deadline.
+
+    Raises:
+        ReleaseError: no such release.
+    """
+
+    def change(session: Session) -> ReleaseRow:
+        row = _find(session, name)
+        if row.state in (ReleaseState.CANDIDATE, ReleaseState.REFUSED):
+            row.state, row.shadow_until = ReleaseState.SHADOW, until
+        row.note = note
+        return row
+
+    return _in_transaction(engine, change)
+
+
+def keep_decision(engine: Engine, name: str | int, decision: dict[str, Any]) -> None:
+    """Write the record of the gate beside a release.
+
+    Raises:
+        ReleaseError: no such release.
+    """
+
+    def change(session: Session) -> None:
+        _find(session, name).decision = decision
+
+    _in_transaction(engine, change)
 
 
 def _in_transaction(engine: Engine, work: Callable[[Session], T], attempts: int = 5) -> T:

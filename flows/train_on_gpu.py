@@ -7,6 +7,7 @@ models come back through the remote's run-cache, so the build restores them byte
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,12 @@ from pipeline.errors import HearkenError, StageFailed
 RETRIES = [2.0, 5.0, 15.0]  # seconds, for what goes over a network; a stage is never retried
 SLOT = "gpu"  # the global concurrency limit: one training at a time
 LEASE_SECONDS = 60.0  # a killed holder gives its slot back after this
+JOBS = 3  # for one training: a worker that was killed leaves a checkpoint, and another goes on from there
+LOOK_SECONDS = 5.0  # between two looks for a worker
+
+
+class WorkerGone(StageFailed):
+    """No worker of the pool is left to train: whoever asked may train itself."""
 
 
 def locked_outputs(folder: Path | str, stages: Sequence[str]) -> dict[str, str]:
@@ -108,6 +115,17 @@ def workers_online(pool: str) -> bool:
             return False
 
 
+def worker_comes(pool: str, minutes: float) -> bool:
+    """Whether a worker of this pool is online, or comes online within some minutes."""
+    until = time.monotonic() + 60 * minutes
+    while not workers_online(pool):
+        left = until - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(LOOK_SECONDS, left))
+    return True
+
+
 @task(
     name="hand over",
     task_run_name="hand over to {branch}",
@@ -122,7 +140,15 @@ def hand_over(workspace: Workspace, branch: str, inputs: list[str]) -> None:
 
 
 def train_elsewhere(
-    workspace: Workspace, stages: Sequence[str], inputs: Sequence[str], *, deployment: str, branch: str, timeout: float
+    workspace: Workspace,
+    stages: Sequence[str],
+    inputs: Sequence[str],
+    *,
+    deployment: str,
+    branch: str,
+    timeout: float,
+    pool: str,
+    wait_minutes: float,
 ) -> list[StageResult]:
     """Have a worker train these stages, and restore what it trained.
 
@@ -132,24 +158,33 @@ def train_elsewhere(
         inputs: stages whose outputs they read.
         deployment: `train-on-gpu/<name>`.
         branch: of the build; pushed here, deleted by the caller.
-        timeout: seconds to wait for the job.
+        timeout: seconds to wait for a job.
+        pool: of the workers that may train.
+        wait_minutes: for one of them to come online after a job crashed.
 
     Raises:
+        WorkerGone: a job crashed, and no worker is left.
         StageFailed: the job failed or took too long (it is cancelled then), or other bytes came back.
     """
     hand_over(workspace, branch, list(inputs))
     logger = get_run_logger()
-    logger.info("training %s by %s", ", ".join(stages), deployment)
-    parameters = {"branch": branch, "stages": list(stages)}
-    run = cast(FlowRun, run_deployment(deployment, parameters=parameters, timeout=timeout, poll_interval=2))
-    state = run.state
     label = ", ".join(stages)
-    if state is None or not state.is_final():  # run_deployment returns, without an error, when its time is over
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(run.id, Cancelling(message="The build waited too long."))
-        raise StageFailed(label, 1, f"{deployment} has not ended after {timeout:g} s and was cancelled")
-    if not state.is_completed():
-        raise StageFailed(label, 1, f"{deployment} ended as {state.name}: {state.message}")
+    for job in range(1, JOBS + 1):
+        logger.info("training %s by %s", label, deployment)
+        parameters = {"branch": branch, "stages": list(stages)}
+        run = cast(FlowRun, run_deployment(deployment, parameters=parameters, timeout=timeout, poll_interval=2))
+        state = run.state
+        if state is None or not state.is_final():  # run_deployment returns, without an error, when its time is over
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(run.id, Cancelling(message="The build waited too long."))
+            raise StageFailed(label, 1, f"{deployment} has not ended after {timeout:g} s and was cancelled")
+        if state.is_completed():
+            break
+        if not state.is_crashed() or job == JOBS:
+            raise StageFailed(label, 1, f"{deployment} ended as {state.name}: {state.message}")
+        logger.warning("%s crashed (%s): once more", deployment, state.message)
+        if not worker_comes(pool, wait_minutes):
+            raise WorkerGone(label, 1, f"{deployment} crashed, and no worker of pool {pool} is online")
     trained: dict[str, str] = json.loads(state.message or "{}")
     move_data(workspace, ["fetch", "--run-cache", *stages])
     results = [value_of(restore_stage(workspace, stage)) for stage in stages]

@@ -479,13 +479,18 @@ class MonitorParams(Section):
 
 
 class RetrainParams(Section):
-    """Retraining after a drift."""
+    """Retraining after a drift, or because a person asks for it."""
 
-    purge_hours: Hours = 6.0
+    promote: Literal["auto", "manual"] = "auto"  # manual: what the gate accepts waits for `hearken releases promote`
+    purge_hours: Hours = 6.0  # between roles after a change
+    cool_down_hours: Hours = 12.0  # from the end of one retraining to the begin of the next
+    most_per_day: Annotated[int, Field(ge=1)] = 2
+    attempts: Annotated[int, Field(ge=1)] = 3  # at one that was cut off or could not reach something
+    lease_minutes: Annotated[float, Field(ge=1)] = 10.0  # without a sign of life it is taken for dead
     gpu_pool: str = "gpu"
     gpu_timeout_minutes: Annotated[float, Field(gt=0)] = 120.0
-    cpu_fallback: bool = True  # no GPU worker: train where the build runs
-    max_false_rate_ratio: Annotated[float, Field(gt=0)] = 1.0  # challenger over champion, on the same later rows
+    wait_for_worker_minutes: Annotated[float, Field(ge=0)] = 10.0  # for one of that pool to come online
+    cpu_fallback: bool = True  # none came: train where the build runs; false: fail and say so
 
 
 class Params(Section):

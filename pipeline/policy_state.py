@@ -279,6 +279,24 @@ def advance(
     return heard.state(memory, policy.n), alerts
 
 
+def forgiven(memory: Mapping[str, Any]) -> dict[str, Any]:
+    """What is remembered of one machine (see `PolicyState.to_json`) once its alerts are explained: they never were.
+
+    The rows that were heard stay, so that silence is counted on; none of them is an alert row any more.
+
+    >>> remembered = {"opened": 5, "closed": 3, "newest_row": 9, "rows": [[9, True, True, 4.0, False]]}
+    >>> told = forgiven(remembered)
+    >>> told["opened"], told["closed"], told["newest_row"], told["rows"]
+    (-1, -1, 9, [[9, False, False, 4.0, False]])
+    """
+    blank = dict(zip(MEMORY.names or (), BLANK, strict=True))
+    kept = {"first_row", "newest_row"}
+    rows = [[time, False, False, score, settled] for time, _, _, score, settled in memory.get("rows", [])]
+    cleared = {name: _json_number(value) if name == "peak_score" else value for name, value in blank.items()}
+    return {**{name: value for name, value in cleared.items() if name not in kept},
+            **{name: memory[name] for name in kept if name in memory}, "rows": rows}  # fmt: skip
+
+
 def page_episodes(line: Timeline, low_N: BoolN, page_N: BoolN) -> Episodes:
     """The policy's pages over a timeline: from the row that pages to the last low alert row of the alert.
 

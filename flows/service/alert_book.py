@@ -19,9 +19,9 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.exc import StaleDataError
 
-from flows.database import POLICY_LOCK, exclusive, reading, utc_now
+from flows.database import POLICY_LOCK, exclusively, reading, utc_now
+from flows.service.drifts import attributed, explains, open_drifts
 from flows.service.ledger import ASKED_AT_ONCE, UNFINISHED, newest_arrival, newest_time
 from flows.service.tables import (
     Alert,
@@ -48,7 +48,6 @@ from pipeline.score_shard import EARLIEST_US
 from pipeline.store import read_table
 
 POLICY = "policy"
-ATTEMPTS = 5  # people answer alerts while the policy goes on with them
 STALE = dt.timedelta(days=1)  # a page that is older when it is found waits for the digest
 
 
@@ -96,7 +95,7 @@ def apply_next(
             upload.state = UploadState.SCORED
         return Applied(book.opened, book.paged)
 
-    return _in_transaction(engine, apply)
+    return exclusively(engine, POLICY_LOCK, apply)
 
 
 def hear_silence(engine: Engine, release: Release, maintenance: pa.Table) -> Applied | None:
@@ -121,19 +120,7 @@ def hear_silence(engine: Engine, release: Release, maintenance: pa.Table) -> App
             book.advance(some, NO_ROWS, microseconds(newest), off)
         return Applied(book.opened, book.paged)
 
-    return _in_transaction(engine, hear)
-
-
-def _in_transaction(engine: Engine, work: Callable[[Session], Applied | None]) -> Applied | None:
-    """Run work alone; where somebody answered one of its alerts meanwhile, once more."""
-    for attempt in range(ATTEMPTS):
-        try:
-            with exclusive(engine, POLICY_LOCK) as session:
-                return work(session)
-        except StaleDataError:
-            if attempt == ATTEMPTS - 1:
-                raise
-    raise AssertionError("unreachable")
+    return exclusively(engine, POLICY_LOCK, hear)
 
 
 def _first(session: Session) -> Shard | None:
@@ -211,6 +198,7 @@ class _Book:
     def __init__(self, session: Session, release: Release, rows: LogRows, newest: dt.datetime | None) -> None:
         self.session, self.release, self.rows, self.newest = session, release, rows, newest
         self.moment = utc_now()
+        self.drifts = open_drifts(session)
         self.opened = self.paged = 0
 
     def advance(self, machines: Sequence[str], rows: PolicyRows, now_us: int | None, off: Intervals | None) -> int:
@@ -268,6 +256,10 @@ class _Book:
                 self.session.add(alert)
                 self._event(alert, EventKind.OPENED, opened)
                 self.opened += 1
+                drift = self.drifts.get(alert.machine_id)
+                if drift is not None and alert.cause == "vibration" and explains(drift, alert.opened_at):
+                    alert.drift_id = drift.id
+                    alert.events.append(attributed(drift, self.moment))
             else:
                 left.remove(alert)
             self._update(alert, alerts.take(np.array([at])), machines)
@@ -291,7 +283,7 @@ class _Book:
         self._describe(alert, told, machines, peak_is_new=alert.peak_at != before[2])
         if paged is not None and before[0] is None:
             self._event(alert, EventKind.ESCALATED, paged)
-            self.paged += 1
+            self.paged += alert.drift_id is None
         if closed is not None and before[1] is None:
             self._event(alert, EventKind.CLOSED, closed)
         elif closed is None and before[1] is not None:
@@ -320,7 +312,8 @@ class _Book:
     def _notify(self, alert: Alert) -> None:
         """Due to people: a page at once, all else with the digest; never twice the same."""
         stale = self.newest is not None and self.newest - alert.last_at > STALE
-        kind = NoticeKind.PAGE if alert.paged_at is not None and not stale else NoticeKind.DIGEST
+        pages = alert.paged_at is not None and alert.drift_id is None
+        kind = NoticeKind.PAGE if pages and not stale else NoticeKind.DIGEST
         if all(notice.kind not in (kind, NoticeKind.PAGE) for notice in alert.notices):
             alert.notices.append(Notice(kind=kind, state=NoticeState.PENDING, due_at=self.moment))
 

@@ -8,8 +8,9 @@
 
 An alert that nobody has answered is exported as open, whether it still stands or has closed: nobody has said that its
 rows are healthy, so they neither train nor validate; they calibrate and judge all the same, so that no rate is
-flattered. A withdrawn alert is not exported; a failure that a person entered for it stays in the log. A no-data alert
-has no rows, so only its failure is exported, where one was entered.
+flattered. One that a change of the plant explains is not exported unless a person answers it: its rows are the new
+normal, and train. A withdrawn alert is not exported; a failure that a person entered for it stays in the log. A no-data
+alert has no rows, so only its failure is exported, where one was entered.
 """
 
 from __future__ import annotations
@@ -127,7 +128,8 @@ def _exported(session: Session) -> list[_Told]:
     """Alerts that builds are told of, by machine and time, sorted alike whatever the database."""
     # columns and not alerts: their details would take three quarters of the time, under the lock
     columns = [getattr(Alert, field.name) for field in fields(_Told)]
-    query = sa.select(*columns).where(Alert.standing != Standing.WITHDRAWN, Alert.cause == "vibration")
+    told_of = sa.or_(Alert.drift_id.is_(None), Alert.answer.in_([Answer.CONFIRMED, Answer.DISMISSED]))
+    query = sa.select(*columns).where(Alert.standing != Standing.WITHDRAWN, Alert.cause == "vibration", told_of)
     told = [_Told(*row) for row in session.execute(query)]
     return sorted(told, key=lambda alert: (alert.machine_id, alert.opened_at, alert.id))
 

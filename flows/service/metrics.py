@@ -95,7 +95,9 @@ def metrics_of(figures: Figures) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "hearken_leases_expired", "Unfinished shards whose scorer is silent.", value=figures.leases_expired
     )
-    alerts = GaugeMetricFamily("hearken_alerts_open", "Open alerts, without dismissed ones.", labels=["tier", "cause"])
+    alerts = GaugeMetricFamily(
+        "hearken_alerts_open", "Open alerts, without dismissed and explained ones.", labels=["tier", "cause"]
+    )
     for pair, count in figures.open_alerts.items():
         alerts.add_metric(pair, count)
     yield alerts

@@ -72,7 +72,7 @@ class Figures:
     shard_attempts: int
     shards_failing: int  # unfinished, with an error
     leases_expired: int
-    open_alerts: dict[tuple[str, str], int]  # by tier and cause; dismissed ones do not count
+    open_alerts: dict[tuple[str, str], int]  # by tier and cause; dismissed and explained ones do not count
     notices: dict[tuple[str, str], int]  # by kind and state
 
 
@@ -271,7 +271,7 @@ def _uploads(session: Session) -> dict[str, int]:
 
 def _open_alerts(session: Session) -> dict[tuple[str, str], int]:
     tier = sa.case((Alert.paged_at.is_not(None), "page"), (Alert.cause == "vibration", "low"), else_="none")
-    stands = sa.or_(Alert.answer.is_(None), Alert.answer != Answer.DISMISSED)
+    stands = sa.and_(sa.or_(Alert.answer.is_(None), Alert.answer != Answer.DISMISSED), Alert.drift_id.is_(None))
     query = (
         sa.select(tier, Alert.cause, sa.func.count())
         .where(Alert.standing == Standing.OPEN, stands)

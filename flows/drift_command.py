@@ -1,0 +1,227 @@
+"""`hearken monitor`, `hearken drifts`, `hearken retrain`: has the plant changed, what follows, and a person's say."""
+
+from __future__ import annotations
+
+import datetime as dt
+import getpass
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flows.alert_tables import shown, time_text
+from flows.chosen_release import checkout_above
+from pipeline.errors import HearkenError, UserError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from flows.service.tables import Drift, Retraining
+    from flows.settings import Settings
+
+drifts = typer.Typer(no_args_is_help=True, help="Changes of the plant: what was found, and what a person says of it.")
+
+DriftNumber = Annotated[int, typer.Argument(help="Number of the drift, as `list` shows it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+DASH = "—"
+SHOWN_MACHINES = 10
+
+
+def monitor() -> None:
+    """Ask whether the plant has changed or machines fail on their own, and see to what follows."""
+    settings = _configured()
+    from flows.monitor import monitor as flow  # imports prefect, which configure() has to come before
+    from pipeline.drift import DriftDecision
+
+    decision = flow(checkout=str(settings.checkout))
+    if not isinstance(decision, DriftDecision):
+        raise HearkenError(f"monitor: {decision}")
+    _say(f"{'drift' if decision.drifted else 'no drift'}: {shown(decision.reason)}")
+
+
+def retrain(
+    why: Annotated[str, typer.Option(help="The reason; stands in the decision.")],
+    changed_at: Annotated[
+        str | None, typer.Option(help="The plant changed here (ISO, UTC where no zone is given).")
+    ] = None,
+    machine: Annotated[list[str] | None, typer.Option(help="Only these changed; repeat it. Default: all.")] = None,
+) -> None:
+    """Ask for a new release and build it here: promoted, refused, or in shadow, as the gate decides."""
+    settings = _configured()
+    if not why.strip():
+        raise UserError("--why: got nothing, expected a reason.")
+    from flows.database import open_database
+    from flows.retrain import Retrained, names_of
+    from flows.retrain import retrain as flow
+    from flows.service.retrainings import Wish, ask
+
+    moment = None if changed_at is None else _moment(changed_at)
+    if machine and moment is None:
+        raise UserError("--machine: got names without --changed-at, expected since when they are another.")
+    engine = open_database(settings.database_url)
+    try:
+        asked = ask(engine, Wish(getpass.getuser(), why, None, moment, names_of(machine)))
+    finally:
+        engine.dispose()
+    result = flow(gpu_deployment=None, checkout=str(settings.checkout))
+    if not isinstance(result, Retrained):
+        raise HearkenError(f"retrain: {result}")
+    if result.state is None:
+        _say(f"retraining {asked.id} waits: {shown(result.reason)}")
+        return
+    _say(f"release {result.challenger}: {result.state.value}: {shown(result.reason)}")
+
+
+@drifts.command("list")
+def list_command(as_json: JsonOption = False) -> None:
+    """All changes of the plant and all retrainings, newest first."""
+    from flows.service.drifts import list_drifts
+    from flows.service.retrainings import list_retrainings
+
+    engine = _database()
+    found, wishes = list_drifts(engine), list_retrainings(engine)
+    if as_json:
+        told = {"drifts": [drift_json(each) for each in found], "retrainings": [wish_json(each) for each in wishes]}
+        typer.echo(json.dumps(told, indent=1, allow_nan=False))
+        return
+    console = Console()
+    console.print(_drift_table(found) if found else "no drift was found")
+    if wishes:
+        console.print(_wish_table(wishes))
+
+
+@drifts.command("show")
+def show_command(number: DriftNumber, as_json: JsonOption = False) -> None:
+    """What was decided, on which figures, and which machines changed."""
+    from sqlalchemy.orm import Session
+
+    from flows.database import reading
+    from flows.service.drifts import found_drift
+
+    with Session(reading(_database())) as session:
+        drift = found_drift(session, number)
+    if as_json:
+        typer.echo(json.dumps(drift_json(drift), indent=1, allow_nan=False))
+        return
+    report = DASH if drift.report is None else str(_settings().home / drift.report)
+    rows = {
+        "drift": f"{drift.id}, {drift.state}",
+        "what": drift.verdict,
+        "changed": f"{time_text(drift.changed_at)} UTC, found {time_text(drift.found_at)} UTC",
+        "release": drift.release_id,
+        "why": str(drift.figures.get("reason", DASH)),
+        "machines": f"{len(drift.machines)} ({drift.share:.0%}): {', '.join(drift.machines)}",
+        "report": report,
+        "note": drift.note or DASH,
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, shown(value))
+    Console().print(table)
+    Console().print(_column_table(drift.figures.get("columns") or {}))
+
+
+@drifts.command("dismiss")
+def dismiss_command(
+    number: DriftNumber,
+    note: Annotated[str, typer.Option(help="Why it is none; for people.")] = "",
+    who: Annotated[str | None, typer.Option(help="Who says so; default: your login name.")] = None,
+) -> None:
+    """Say that the plant has not changed: the alerts that the drift explained count again, and pages are told."""
+    from flows.service.drifts import dismiss_drift
+
+    drift = dismiss_drift(_database(), number, who or getpass.getuser(), note)
+    _say(f"drift {drift.id} is dismissed; its alerts count again")
+
+
+def drift_json(drift: Drift) -> dict[str, Any]:
+    """One drift; times ISO 8601, UTC."""
+    plain = ("id", "release_id", "verdict", "machines", "share", "figures", "report", "note")
+    times = {"changed": _iso(drift.changed_at), "found": _iso(drift.found_at)}
+    return {name: getattr(drift, name) for name in plain} | {"state": str(drift.state)} | times
+
+
+def wish_json(wish: Retraining) -> dict[str, Any]:
+    """One retraining; times ISO 8601, UTC."""
+    plain = ("id", "who", "why", "drift_id", "machines", "attempts", "flow_run", "champion_id", "challenger_id")
+    times = {name: _iso(getattr(wish, f"{name}_at")) for name in ("asked", "begun", "finished", "changed")}
+    more = {"state": str(wish.state), "error": wish.error, "merged_into": wish.merged_into}
+    return {name: getattr(wish, name) for name in plain} | more | times
+
+
+def _iso(moment: dt.datetime | None) -> str | None:
+    from flows.service.feedback import utc_text
+
+    return None if moment is None else utc_text(moment)
+
+
+def _drift_table(found: list[Drift]) -> Table:
+    table = _table("drift", "what", "changed", "found", "machines", "state", "note", title="Changes of the plant")
+    for drift in found:
+        names = ", ".join(drift.machines[:SHOWN_MACHINES])
+        more = f" and {len(drift.machines) - SHOWN_MACHINES} more" if len(drift.machines) > SHOWN_MACHINES else ""
+        times = (time_text(drift.changed_at), time_text(drift.found_at))
+        cells = (str(drift.id), drift.verdict, *times, f"{len(drift.machines)}: {names}{more}", drift.state, drift.note)
+        table.add_row(*(shown(cell) for cell in cells))
+    return table
+
+
+def _wish_table(wishes: list[Retraining]) -> Table:
+    table = _table("retraining", "asked", "by", "state", "challenger", "why", "error", title="Retrainings")
+    for wish in wishes:
+        state = f"{wish.state} into {wish.merged_into}" if wish.merged_into is not None else str(wish.state)
+        cells = (str(wish.id), time_text(wish.asked_at), wish.who, state, wish.challenger_id or DASH, wish.why)
+        table.add_row(*(shown(cell) for cell in (*cells, wish.error or DASH)))
+    return table
+
+
+def _column_table(columns: dict[str, dict[str, Any]]) -> Table:
+    table = _table("column", "distance", "limit", "")
+    for name, each in sorted(columns.items(), key=lambda item: -float(item[1]["statistic"]) / float(item[1]["limit"])):
+        beyond = "beyond" if each["drifted"] else ""
+        table.add_row(shown(name), f"{each['statistic']:.3f}", f"{each['limit']:.3f}", beyond)
+    return table
+
+
+def _table(*headings: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _moment(text: str) -> dt.datetime:
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"--changed-at: got {text!r}, expected ISO 8601 (2025-03-01T06:00).") from None
+    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
+
+
+def _say(line: str) -> None:
+    Console(soft_wrap=True).print(line, highlight=False)
+
+
+def _settings() -> Settings:
+    from flows.settings import Settings
+
+    return Settings.of(checkout_above())
+
+
+def _configured() -> Settings:
+    from flows.settings import configure
+
+    settings = _settings()
+    configure(settings)
+    return settings
+
+
+def _database() -> Engine:
+    from flows.database import open_database
+
+    return open_database(_settings().database_url)

@@ -1,0 +1,242 @@
+"""Changes of the plant: entered with what was decided, the alerts that they explain, and what becomes of those.
+
+A drift that is open explains vibration alerts of its machines from the change on: those close, say so, and page nobody;
+alerts that a person has confirmed or dismissed stay as they are. A machine that leaves even its changed peers is taken
+out of the drift, and its alerts count. Once a release that knows the change is in service, the drift is settled: each
+of its machines has an entry in the maintenance log, so that every later build begins a baseline epoch there, and the
+alert policy begins anew for them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from flows.database import POLICY_LOCK, exclusively, reading, utc_now
+from flows.service.tables import (
+    Alert,
+    AlertEvent,
+    Answer,
+    Drift,
+    DriftState,
+    EventKind,
+    LogEntry,
+    Notice,
+    NoticeKind,
+    NoticeState,
+    PolicyMemory,
+    Standing,
+)
+from pipeline.errors import UserError
+from pipeline.policy_state import forgiven
+from pipeline.schema import Tag
+
+POLICY = "policy"
+BEFORE_CHANGE = dt.timedelta(hours=6)  # an alert that opens so shortly before it may be its first sign
+SAME_CHANGE = dt.timedelta(days=2)  # two findings whose changes are no further apart are one change
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a monitoring run decided, as far as the service keeps it."""
+
+    release_id: str
+    verdict: str  # fleet | group
+    machines: tuple[str, ...]
+    changed_at: dt.datetime
+    share: float
+    figures: dict[str, Any]
+    report: str | None = None
+
+
+@dataclass(frozen=True)
+class Entered:
+    """A drift in the database; `new` is false where an open one was meant. `explained` alerts were closed."""
+
+    drift: Drift
+    new: bool
+    explained: int
+
+
+def enter_drift(engine: Engine, found: Found) -> Entered:
+    """Enter a drift, or add to the open one that it continues, and close the alerts that it explains."""
+
+    def enter(session: Session) -> Entered:
+        drift = _continued(session, found)
+        new = drift is None
+        if drift is None:
+            drift = Drift(
+                found_at=utc_now(), changed_at=found.changed_at, release_id=found.release_id, verdict=found.verdict,
+                machines=sorted(found.machines), share=found.share, figures=found.figures, report=found.report,
+                state=DriftState.OPEN, note="",
+            )  # fmt: skip
+            session.add(drift)
+            session.flush()
+        else:
+            drift.machines = sorted({*drift.machines, *found.machines})
+            drift.share = max(drift.share, found.share)
+            drift.verdict = "fleet" if "fleet" in (drift.verdict, found.verdict) else "group"
+        return Entered(drift, new, _explain(session, drift, drift.machines))
+
+    return exclusively(engine, POLICY_LOCK, enter)
+
+
+def _continued(session: Session, found: Found) -> Drift | None:
+    """The open drift of the same release and about the same time."""
+    same = session.scalars(
+        sa.select(Drift).where(Drift.state == DriftState.OPEN, Drift.release_id == found.release_id).order_by(Drift.id)
+    )
+    return next((drift for drift in same if abs(drift.changed_at - found.changed_at) <= SAME_CHANGE), None)
+
+
+def _explain(session: Session, drift: Drift, machines: Iterable[str]) -> int:
+    """Close the alerts of some machines that the drift explains; how many are newly explained.
+
+    Where another alert of the machine still stands (a person confirmed it, or it began before the change) the policy
+    goes on with all of them; else it begins anew, and what it told of the machine is final.
+    """
+    explained, moment = 0, utc_now()
+    for machine in machines:
+        mine = session.scalars(_unfinished(machine)).all()
+        for alert in session.scalars(_unexplained(machine)):
+            if explains(drift, alert.opened_at):
+                alert.drift_id = drift.id
+                alert.events.append(attributed(drift, moment))
+                explained += 1
+        if any(alert.drift_id is None and alert.standing is Standing.OPEN for alert in mine):
+            continue
+        for alert in mine:
+            if alert.standing is Standing.OPEN:
+                alert.standing, alert.closed_at = Standing.CLOSED, alert.last_at
+                of = alert.last_at
+                alert.events.append(AlertEvent(kind=EventKind.CLOSED, at=moment, of=of, who=POLICY, note="explained"))
+            alert.final = True
+        memory = session.get(PolicyMemory, machine)
+        if memory is not None and memory.newest_at >= drift.changed_at:
+            memory.memory, memory.pending = forgiven(memory.memory), False
+    return explained
+
+
+def explains(drift: Drift, opened_at: dt.datetime) -> bool:
+    """Whether an alert of one of its machines that opened then is the change and nothing else."""
+    return opened_at >= drift.changed_at - BEFORE_CHANGE
+
+
+def attributed(drift: Drift, moment: dt.datetime) -> AlertEvent:
+    """The line of an alert's story that says so."""
+    together = f"{len(drift.machines)} machines changed together at {drift.changed_at:%Y-%m-%d %H:%M} UTC"
+    note = f"drift {drift.id}: {together}"
+    return AlertEvent(kind=EventKind.ATTRIBUTED, at=moment, of=drift.changed_at, who=POLICY, note=note)
+
+
+def _of_machine(machine: str) -> sa.Select[tuple[Alert]]:
+    return sa.select(Alert).where(
+        Alert.machine_id == machine, Alert.cause == "vibration", Alert.standing != Standing.WITHDRAWN
+    )
+
+
+def _unfinished(machine: str) -> sa.Select[tuple[Alert]]:
+    return _of_machine(machine).where(Alert.final.is_(False))
+
+
+def _unexplained(machine: str) -> sa.Select[tuple[Alert]]:
+    unanswered = sa.or_(Alert.answer.is_(None), Alert.answer == Answer.ACKNOWLEDGED)
+    return _of_machine(machine).where(Alert.drift_id.is_(None), unanswered)
+
+
+def open_drifts(session: Session) -> dict[str, Drift]:
+    """The open drift of each machine that one explains."""
+    found = dict[str, Drift]()
+    for drift in session.scalars(sa.select(Drift).where(Drift.state == DriftState.OPEN).order_by(Drift.id)):
+        found |= dict.fromkeys(drift.machines, drift)
+    return found
+
+
+def take_out(engine: Engine, machines: Sequence[str], why: str) -> list[str]:
+    """Take machines out of the open drifts: what stands there explains their alerts no more; those that were in one."""
+
+    def leave(session: Session) -> list[str]:
+        gone = list[str]()
+        for drift in session.scalars(sa.select(Drift).where(Drift.state == DriftState.OPEN)):
+            leaving = sorted(set(machines) & set(drift.machines))
+            if leaving:
+                drift.machines = [name for name in drift.machines if name not in leaving]
+                _unexplain(session, drift, leaving, why)
+                gone += leaving
+        return gone
+
+    return exclusively(engine, POLICY_LOCK, leave)
+
+
+def dismiss_drift(engine: Engine, drift_id: int, who: str, note: str) -> Drift:
+    """A person says that the plant has not changed: its alerts count again, and those that page are told.
+
+    Raises:
+        UserError: no such drift, or one that is not open.
+    """
+    if not who.strip():
+        raise UserError("who: got nothing, expected a person's name.")
+
+    def dismiss(session: Session) -> Drift:
+        drift = found_drift(session, drift_id)
+        if drift.state is not DriftState.OPEN:
+            raise UserError(f"drift {drift_id}: got one that is {drift.state}, expected one that is open.")
+        drift.state, drift.note = DriftState.DISMISSED, f"{who}: {note}".rstrip(": ")
+        _unexplain(session, drift, drift.machines, f"drift {drift.id} was dismissed by {who}")
+        return drift
+
+    return exclusively(engine, POLICY_LOCK, dismiss)
+
+
+def _unexplain(session: Session, drift: Drift, machines: Sequence[str], why: str) -> None:
+    moment = utc_now()
+    found = sa.select(Alert).where(Alert.drift_id == drift.id, Alert.machine_id.in_(machines))
+    for alert in session.scalars(found):
+        alert.drift_id = None
+        alert.events.append(AlertEvent(kind=EventKind.REOPENED, at=moment, of=None, who=POLICY, note=why))
+        told = [notice for notice in alert.notices if notice.kind is NoticeKind.PAGE]
+        if alert.paged_at is not None and all(notice.state is NoticeState.UNSENT for notice in told):
+            for notice in told:
+                session.delete(notice)
+            session.flush()
+            alert.notices.append(Notice(kind=NoticeKind.PAGE, state=NoticeState.PENDING, due_at=moment))
+
+
+def settle_drift(session: Session, drift: Drift, note: str) -> None:
+    """A release that knows the change is in service: enter the change in the maintenance log, begin anew."""
+    moment = utc_now()
+    _explain(session, drift, drift.machines)
+    drift.state, drift.note = DriftState.SETTLED, note
+    for machine in drift.machines:
+        entry = LogEntry(
+            machine_id=machine, start_at=drift.changed_at, end_at=drift.changed_at, tag=str(Tag.FIRMWARE),
+            failure_mode="", note=f"drift {drift.id}: the {drift.verdict} changed", who=POLICY, written_at=moment,
+            alert_id=None,
+        )  # fmt: skip
+        session.add(entry)
+
+
+def list_drifts(engine: Engine) -> list[Drift]:
+    """All drifts, newest first."""
+    with Session(reading(engine), expire_on_commit=False) as session:
+        return list(session.scalars(sa.select(Drift).order_by(Drift.id.desc())))
+
+
+def found_drift(session: Session, drift_id: int) -> Drift:
+    """A drift by its number.
+
+    Raises:
+        UserError: there is none.
+    """
+    drift = session.get(Drift, drift_id) if 0 < drift_id < 2**31 else None
+    if drift is None:
+        newest = session.scalar(sa.select(sa.func.max(Drift.id)))
+        known = "there are none" if newest is None else f"the newest is {newest}"
+        raise UserError(f"drift: got {drift_id}, expected the number of one ({known}): hearken drifts list.")
+    return drift
