@@ -124,6 +124,9 @@ def figure_lines(found: ServiceStatus) -> list[tuple[str, str]]:
     ]
     alerts = {f"{tier} {cause}" if tier != "none" else cause: n for (tier, cause), n in figures.open_alerts.items()}
     lines.append(("open alerts", _counts({name.replace("_", " "): n for name, n in alerts.items()})))
+    lines.append(("drifts", _counts({name: figures.drifts[name] for name in ("open", "settled", "dismissed")})))
+    retrainings = {name: n for name, n in figures.retrainings.items() if name != "merged"}
+    lines.append(("retrainings", _counts(retrainings)))
     lines.append(("notices", _counts({f"{kind} {state}": n for (kind, state), n in figures.notices.items()})))
     return lines
 

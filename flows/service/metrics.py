@@ -105,6 +105,15 @@ def metrics_of(figures: Figures) -> Iterator[Metric]:
     for pair, count in figures.notices.items():
         notices.add_metric(pair, count)
     yield notices
+    for name, help_text, counts in (
+        ("hearken_drifts", "Changes of the plant by state.", figures.drifts),
+        ("hearken_retrainings", "Wishes for new releases by state.", figures.retrainings),
+    ):
+        gauge = GaugeMetricFamily(name, help_text, labels=["state"])
+        for state, count in counts.items():
+            gauge.add_metric([state], count)
+        yield gauge
+    yield GaugeMetricFamily("hearken_shadows", "Challengers that wait for rows.", value=figures.shadows)
     if figures.release is not None:
         labels = {"id": figures.release["id"], "version": f"v{figures.release['version']}"}
         yield InfoMetricFamily("hearken_release", "The release in service.", value=labels)

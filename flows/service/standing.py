@@ -10,20 +10,25 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from flows.database import reading
+from flows.database import Base, reading
 from flows.registry import ReleaseRow, ReleaseState
 from flows.service.tables import (
     Alert,
     Answer,
+    Drift,
+    DriftState,
     Notice,
     NoticeKind,
     NoticeState,
+    Retraining,
+    RetrainingState,
     Shard,
     ShardState,
     Standing,
@@ -74,6 +79,9 @@ class Figures:
     leases_expired: int
     open_alerts: dict[tuple[str, str], int]  # by tier and cause; dismissed and explained ones do not count
     notices: dict[tuple[str, str], int]  # by kind and state
+    drifts: dict[str, int]  # by state
+    retrainings: dict[str, int]  # by state
+    shadows: int  # challengers that wait for rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +234,9 @@ def _figures(session: Session, now: dt.datetime) -> Figures:
         last_finished_at=session.scalar(sa.select(sa.func.max(Shard.finished_at))),
         uploads=_uploads(session),
         shards=_by(session, ShardState, Shard.state),
+        drifts=_by(session, DriftState, Drift.state),
+        retrainings=_by(session, RetrainingState, Retraining.state),
+        shadows=_count(session, ReleaseRow, ReleaseRow.state == ReleaseState.SHADOW),
         shard_attempts=int(session.scalar(sa.select(sa.func.sum(Shard.attempts))) or 0),
         shards_failing=_count(session, Shard, _unfinished(), Shard.error.is_not(None)),
         leases_expired=_count(session, Shard, _unfinished(), _expired(now)),
@@ -254,11 +265,11 @@ def _rows(session: Session, *where: sa.ColumnElement[bool]) -> Rows:
     return Rows(**{field: int(value or 0) for field, value in zip(Rows.__dataclass_fields__, sums, strict=True)})
 
 
-def _count(session: Session, table: type[Shard], *where: sa.ColumnElement[bool]) -> int:
+def _count(session: Session, table: type[Base], *where: sa.ColumnElement[bool]) -> int:
     return int(session.scalar(sa.select(sa.func.count()).select_from(table).where(*where)) or 0)
 
 
-def _by(session: Session, states: type[ShardState], column: Any) -> dict[str, int]:
+def _by(session: Session, states: type[StrEnum], column: Any) -> dict[str, int]:
     found = dict(session.execute(sa.select(column, sa.func.count()).group_by(column)).tuples().all())
     return {state.value: found.get(state, 0) for state in states}
 
