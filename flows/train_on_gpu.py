@@ -168,7 +168,7 @@ def train_elsewhere(
     """
     hand_over(workspace, branch, list(inputs))
     logger = get_run_logger()
-    label = ", ".join(stages)
+    label, said = ", ".join(stages), ""
     for job in range(1, JOBS + 1):
         logger.info("training %s by %s", label, deployment)
         parameters = {"branch": branch, "stages": list(stages)}
@@ -179,13 +179,14 @@ def train_elsewhere(
                 client.set_flow_run_state(run.id, Cancelling(message="The build waited too long."))
             raise StageFailed(label, 1, f"{deployment} has not ended after {timeout:g} s and was cancelled")
         if state.is_completed():
+            said = state.message or "{}"
             break
         if not state.is_crashed() or job == JOBS:
             raise StageFailed(label, 1, f"{deployment} ended as {state.name}: {state.message}")
         logger.warning("%s crashed (%s): once more", deployment, state.message)
         if not worker_comes(pool, wait_minutes):
             raise WorkerGone(label, 1, f"{deployment} crashed, and no worker of pool {pool} is online")
-    trained: dict[str, str] = json.loads(state.message or "{}")
+    trained: dict[str, str] = json.loads(said)
     move_data(workspace, ["fetch", "--run-cache", *stages])
     results = [value_of(restore_stage(workspace, stage)) for stage in stages]
     restored = locked_outputs(workspace.folder, stages)
