@@ -20,7 +20,7 @@ from sqlalchemy.engine import Engine
 from flows import registry
 from flows.database import open_database
 from flows.runs import failed, settings_of_run, value_of
-from flows.service.drifts import Entered, Found, enter_drift, take_out
+from flows.service.drifts import Entered, Found, enter_drift, known_machines, take_out
 from flows.service.ledger import newest_time
 from flows.service.retrainings import Wish, ask, due, list_retrainings
 from flows.service.tables import RetrainingState
@@ -28,7 +28,7 @@ from flows.settings import Settings
 from flows.shadows import judge_shadows
 from pipeline.drift import DriftDecision, check_drift, service_window
 from pipeline.errors import HearkenError, ReleaseError
-from pipeline.params import Params, load_params
+from pipeline.params import MonitorParams, Params, load_params
 from pipeline.release import Release, load_release
 from pipeline.report_page.names import visible
 from pipeline.store import write_json
@@ -70,7 +70,7 @@ def _monitor(engine: Engine, settings: Settings, params: Params) -> DriftDecisio
     decision = value_of(compare(settings, release.id, params, report))
     publish_decision(decision, report, release.id)
     logger.info("%s: %s", "drift" if decision.drifted else "no drift", decision.reason)
-    entered = follow_up(engine, decision, release, report.relative_to(settings.home))
+    entered = follow_up(engine, decision, release, report.relative_to(settings.home), params.monitor)
     if entered is not None:
         drift, known = entered.drift, "new" if entered.new else "known"
         logger.info("drift %d (%s) explains %d more alerts", drift.id, known, entered.explained)
@@ -108,23 +108,31 @@ def compare(settings: Settings, release: str, params: Params, report: Path) -> D
     return decision
 
 
-def follow_up(engine: Engine, decision: DriftDecision, release: Release, report: Path) -> Entered | None:
+def follow_up(
+    engine: Engine, decision: DriftDecision, release: Release, report: Path, params: MonitorParams
+) -> Entered | None:
     """Enter what was decided in the database, and ask for a new release where one is needed.
+
+    Where as many of the machines that can be compared moved as make a fleet, the others (new, or with too little past)
+    changed with them, but for those that left their peers.
 
     Args:
         engine: of the database.
         decision: of this run.
         release: in service.
         report: Evidently's page, below the home.
+        params: section `monitor`.
     """
     if decision.alone:
         take_out(engine, decision.alone, "the machine has left even the machines that changed with it")
     entered = None
     if decision.drifted and decision.changed_at is not None:
+        fleet = decision.verdict == "fleet" or decision.share >= params.fleet_share
+        others = set(known_machines(engine)) - set(decision.alone) if fleet else set()
         found = Found(
             release_id=release.id,
-            verdict=decision.verdict,
-            machines=decision.machines,
+            verdict="fleet" if fleet else "group",
+            machines=tuple(sorted({*decision.machines, *others})),
             changed_at=decision.changed_at,
             share=decision.share,
             figures=decision.to_dict(),

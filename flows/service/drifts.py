@@ -222,6 +222,12 @@ def settle_drift(session: Session, drift: Drift, note: str) -> None:
         session.add(entry)
 
 
+def known_machines(engine: Engine) -> list[str]:
+    """Every machine that the alert policy has heard."""
+    with Session(reading(engine)) as session:
+        return list(session.scalars(sa.select(PolicyMemory.machine_id).order_by(PolicyMemory.machine_id)))
+
+
 def list_drifts(engine: Engine) -> list[Drift]:
     """All drifts, newest first."""
     with Session(reading(engine), expire_on_commit=False) as session:
