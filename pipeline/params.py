@@ -493,6 +493,21 @@ class RetrainParams(Section):
     cpu_fallback: bool = True  # none came: train where the build runs; false: fail and say so
 
 
+class GateParams(Section):
+    """When a challenger takes the champion's place; the budget of false pages stands in `evaluate`."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9  # of the bound of false pages, and of intervals
+    draws: Annotated[int, Field(ge=50, le=10_000)] = 1_000  # of machines, for the intervals
+    lost_failures: Annotated[int, Field(ge=0)] = 1  # that the champion catches, of those that neither was tuned on
+    shouts: Annotated[float, Field(gt=1)] = 10.0  # times the rate of its page tier: then a champion only shouts
+    behind_baselines: Annotated[int, Field(ge=0)] = 0  # failures fewer than PCA, squared distance or energy catch
+    seeds: Annotated[int, Field(ge=1, le=5)] = 2  # challengers that must pass
+    time_ratio: Annotated[float, Field(gt=0)] = 1.5  # time per row, challenger over champion
+    time_rows: Annotated[int, Field(ge=100)] = 1_000  # fewer are too few to measure time
+    time_rounds: Annotated[int, Field(ge=5, le=101)] = 7  # in turns; the median ratio counts
+    shadow_days: Annotated[float, Field(gt=0)] = 14.0  # then a challenger that still waits is given up
+
+
 class Params(Section):
     """All of params.yaml.
 
@@ -522,6 +537,7 @@ class Params(Section):
     notify: NotifyParams = NotifyParams()
     monitor: MonitorParams = MonitorParams()
     retrain: RetrainParams = RetrainParams()
+    gate: GateParams = GateParams()
 
     @model_validator(mode="after")
     def _release_detector_is_trained(self) -> Params:

@@ -1,109 +1,169 @@
-"""What retraining asks for and decides, without a server; the whole of it runs in test_loop.py."""
+"""What retraining asks for and carries out, without a server; the whole of it runs in test_drift_story.py."""
 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from flows import registry
 from flows.database import open_database
-from flows.registry import ReleaseState
-from flows.retrain import decide, overrides_of
+from flows.registry import ReleaseRow, ReleaseState
+from flows.retrain import Retrained, conclude, overrides_of
+from flows.service.drifts import Found, enter_drift, list_drifts
+from flows.service.retrainings import Waits, Wish, ask, claim, list_retrainings
+from flows.service.tables import DriftState, Retraining, RetrainingState
 from flows.settings import Settings
 from flows.train_on_gpu import locked_outputs
 from pipeline import store
-from pipeline.errors import ParamsError, StageFailed
-from pipeline.gate import GateDecision
-from pipeline.params import Params
+from pipeline.errors import StageFailed
+from pipeline.gate import GateDecision, Verdict
+from pipeline.params import Params, RetrainParams
 from pipeline.release import release_id
 
-GOOD = GateDecision(True, "not worse", {}, {})
-BAD = GateDecision(False, "twice the false pages", {}, {})
+CHANGED = dt.datetime(2025, 2, 1, 6, tzinfo=dt.UTC)
+GOOD = GateDecision(Verdict.PROMOTE, "fewer false pages", (), None, {}, {}, 200.0, 115.1, {})
+BAD = replace(GOOD, verdict=Verdict.REFUSE, reason="twice the false pages")
+EARLY = replace(GOOD, verdict=Verdict.WAIT, reason="too few rows")
+Add = Callable[[str], ReleaseRow]
 
 
 @pytest.fixture
-def settings(tmp_path):
+def settings(tmp_path: Path) -> Settings:
     return Settings.of(tmp_path, {"HEARKEN_HOME": str(tmp_path / "home"), "HEARKEN_LANDING": str(tmp_path / "zone")})
 
 
 @pytest.fixture
-def add(settings, tmp_path):
-    engine = open_database(settings.database_url)
-
-    def add(text):
-        folder = tmp_path / text
-        store.write_json(folder / "manifest.json", {"metrics": {"text": text}})
-        return registry.register_release(engine, settings.releases, folder, commit="c")
-
-    yield add
-    engine.dispose()
-
-
-@pytest.fixture
-def engine(settings):
+def engine(settings: Settings) -> Iterator[sa.Engine]:
     engine = open_database(settings.database_url)
     yield engine
     engine.dispose()
 
 
-def test_a_change_replaces_three_settings(settings, tmp_path):
-    assert overrides_of(settings, Params(), "2025-02-01T06:00:00+00:00") == {
-        "source.path": str(tmp_path / "zone"),
-        "split.changed_at": "2025-02-01T06:00:00+00:00",
+@pytest.fixture
+def add(settings: Settings, engine: sa.Engine, tmp_path: Path) -> Add:
+    def add(text: str) -> ReleaseRow:
+        folder = tmp_path / text
+        store.write_json(folder / "manifest.json", {"metrics": {"text": text}})
+        return registry.register_release(engine, settings.releases, folder, commit="c")
+
+    return add
+
+
+def wished(engine: sa.Engine, wish: Wish | None = None) -> Retraining:
+    ask(engine, wish or Wish("ann", "new spindles"))
+    held = claim(engine, RetrainParams(), "me")
+    assert not isinstance(held, Waits)
+    return held
+
+
+def carried_out(
+    engine: sa.Engine,
+    was: ReleaseRow | None,
+    challenger: ReleaseRow,
+    decision: GateDecision | None,
+    wish: Wish | None = None,
+    **retrain: object,
+) -> Retrained:
+    params = Params.model_validate({"retrain": retrain})
+    return conclude(engine, params, wished(engine, wish), "me", was, challenger.id, decision, "why")
+
+
+def test_what_changed_replaces_settings(settings: Settings, engine: sa.Engine, add: Add, tmp_path: Path) -> None:
+    here = {"source.path": str(tmp_path / "zone")}
+    assert overrides_of(settings, Params(), wished(engine), None) == here
+    group = Retraining(changed_at=CHANGED, machines=["a", "b"])
+    assert overrides_of(settings, Params(), group, None) == here | {
+        "split.changed_at": CHANGED.isoformat(),
+        "split.changed_machines": ["a", "b"],
         "split.purge_hours": 6.0,
     }
-    assert (
-        overrides_of(settings, Params(), None)
-        == overrides_of(settings, Params(), "")
-        == {"source.path": str(tmp_path / "zone")}
-    )
-    for wrong in ("yesterday", "2025-02-01T06:00:00"):
-        with pytest.raises(ParamsError, match="expected ISO 8601 with a zone"):
-            overrides_of(settings, Params(), wrong)
+    champion, tuned = add("one"), Params.model_validate({"retrain": {"start": "champion"}})
+    assert overrides_of(settings, tuned, Retraining(), champion) == here | {"base_release": champion.id}
+    assert overrides_of(settings, tuned, Retraining(), None) == here
 
 
-def test_the_first_release_enters_service_and_a_better_one_replaces_it(settings, add, engine):
+def test_the_first_release_enters_service_and_a_better_one_replaces_it(engine: sa.Engine, add: Add) -> None:
     one, two = add("one"), add("two")
-    assert decide(settings, None, one.id, None, "start").promoted
-    result = decide(settings, registry.in_service(engine), two.id, GOOD, "drift")
-    assert (result.promoted, result.reason) == (True, "drift: not worse")
-    assert registry.in_service(engine).id == two.id
+    assert carried_out(engine, None, one, None).promoted
+    result = carried_out(engine, registry.in_service(engine), two, GOOD)
+    assert (result.promoted, result.reason) == (True, "new spindles: why")
+    row = registry.find_release(engine, two.id)
+    assert (row.state, row.decision) == (ReleaseState.IN_SERVICE, GOOD.to_dict())
     assert registry.find_release(engine, one.id).state == ReleaseState.RETIRED
+    assert {each.state for each in list_retrainings(engine)} == {RetrainingState.PROMOTED}
 
 
-def test_a_worse_challenger_is_refused_with_the_reason(settings, add, engine):
+def test_a_worse_challenger_is_refused_with_the_reason(engine: sa.Engine, add: Add) -> None:
     one, two = add("one"), add("two")
     registry.promote(engine, one.id)
-    assert not decide(settings, one, two.id, BAD, "drift").promoted
+    assert not carried_out(engine, one, two, BAD).promoted
     row = registry.find_release(engine, two.id)
-    assert (row.state, row.note) == (ReleaseState.REFUSED, "drift: twice the false pages")
-    assert registry.in_service(engine).id == one.id
+    assert (row.state, row.note) == (ReleaseState.REFUSED, "new spindles: why")
+    assert registry.in_service(engine) is not None
+    assert list_retrainings(engine)[0].state is RetrainingState.REFUSED
 
 
-def test_a_champion_that_changed_meanwhile_is_left_to_a_person(settings, add, engine):
+@pytest.mark.parametrize("decision", [EARLY, GOOD])
+def test_one_that_waits_is_a_shadow_with_a_deadline(engine: sa.Engine, add: Add, decision: GateDecision) -> None:
+    one, two = add("one"), add("two")
+    registry.promote(engine, one.id)
+    result = carried_out(engine, one, two, decision, promote="manual")
+    assert result.state is RetrainingState.SHADOW
+    row = registry.find_release(engine, two.id)
+    assert row.state == ReleaseState.SHADOW
+    assert row.shadow_until is not None
+    assert list_retrainings(engine)[0].challenger_id == two.id
+
+
+def test_a_champion_that_changed_meanwhile_is_left_to_a_person(engine: sa.Engine, add: Add) -> None:
     one, two, three = add("one"), add("two"), add("three")
     registry.promote(engine, two.id)
-    result = decide(settings, one, three.id, GOOD, "drift")
+    result = carried_out(engine, one, three, GOOD)
     assert not result.promoted
-    assert "by hand" in result.reason
-    assert registry.in_service(engine).id == two.id
+    assert "by hand" in str(list_retrainings(engine)[0].error)
+    found = registry.in_service(engine)
+    assert found is not None
+    assert found.id == two.id
     assert registry.find_release(engine, three.id).state == ReleaseState.CANDIDATE
 
 
-def test_the_same_bytes_again_stay_in_service(settings, add, engine):
+def test_the_same_bytes_again_stay_in_service(engine: sa.Engine, add: Add) -> None:
     one = registry.promote(engine, add("one").id)
-    assert decide(settings, one, one.id, None, "drift").promoted
-    assert registry.in_service(engine).promoted_at == one.promoted_at
-    assert one.promoted_at <= dt.datetime.now(dt.UTC)
+    assert not carried_out(engine, one, one, None).promoted
+    found = registry.in_service(engine)
+    assert found is not None
+    assert (found.id, found.promoted_at) == (one.id, one.promoted_at)
 
 
-def test_registry_and_release_agree_on_the_id(tmp_path):
+def test_who_has_lost_the_wish_changes_nothing(engine: sa.Engine, add: Add) -> None:
+    one, two = add("one"), add("two")
+    registry.promote(engine, one.id)
+    wish = wished(engine)
+    result = conclude(engine, Params(), wish, "another", one, two.id, GOOD, "why")
+    assert result.state is None
+    assert registry.find_release(engine, two.id).state == ReleaseState.CANDIDATE
+    assert list_retrainings(engine)[0].state is RetrainingState.RUNNING
+
+
+def test_promotion_settles_the_drift_that_asked(engine: sa.Engine, add: Add) -> None:
+    one, two = add("one"), add("two")
+    registry.promote(engine, one.id)
+    drift = enter_drift(engine, Found(one.id, "fleet", ("a",), CHANGED, 1.0, {})).drift
+    carried_out(engine, one, two, GOOD, Wish("monitor", "drift", drift.id, CHANGED))
+    assert list_drifts(engine)[0].state is DriftState.SETTLED
+
+
+def test_registry_and_release_agree_on_the_id(tmp_path: Path) -> None:
     store.write_text(tmp_path / "a" / "b", "c")
     assert registry.content_id(tmp_path) == release_id(tmp_path)
 
 
-def test_locked_outputs_are_read_by_path(tmp_path):
+def test_locked_outputs_are_read_by_path(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text(
         "schema: '2.0'\nstages:\n  train@vae:\n    cmd: x\n    outs:\n    - {path: data/models/vae, md5: abc.dir}\n"
     )

@@ -73,7 +73,12 @@ def caught_by_chance(
     """
     if not events:
         return None
-    episodes = line.episodes(line.alert_rows(exceeds_N))
+    return shifted_catches(line.episodes(line.alert_rows(exceeds_N)), events, shifts, seed)
+
+
+def shifted_catches(episodes: Episodes, events: Sequence[Event], shifts: int, seed: int) -> float:
+    """Mean number of failures caught by alerts that are shifted in a circle within each machine."""
+    line = episodes.line
     rng, total = np.random.default_rng(seed), 0.0
     for event in events:
         low, high = np.searchsorted(line.machine, [event.machine, event.machine + 1])
@@ -135,7 +140,7 @@ def only_caught(outcomes: Mapping[str, Outcome]) -> dict[str, list[str]]:
     }
 
 
-def poisson_interval(count: int, confidence: float = 0.9) -> tuple[float, float]:
+def poisson_interval(count: float, confidence: float = 0.9) -> tuple[float, float]:
     """Exact interval of a Poisson mean (Garwood 1936).
 
     >>> [round(value, 2) for value in poisson_interval(0)]

@@ -36,7 +36,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: text, a smaller line beneath, whether it is its column's best, footnote number, a bar for a share."""
+    """One cell: text, a smaller line beneath, whether it is its column's best, footnote number, a bar for a share.
+
+    With a `tone` the text stands as a tag.
+    """
 
     text: str
     beneath: str = ""
@@ -45,6 +48,7 @@ class Cell:
     share: float | None = None
     detector: str | None = None  # draws the detector's colour beside its name
     link: str | None = None  # a place of this page
+    tone: Tone | None = None
 
 
 @dataclass(frozen=True)
