@@ -9,7 +9,6 @@ a training goes on from its checkpoint.
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,11 +30,11 @@ from flows.plan import RELEASE
 from flows.promotion import put_into_service
 from flows.registry import ReleaseRow
 from flows.runs import failed, settings_of_run, value_of
-from flows.service.ledger import new_owner, newest_time
+from flows.service.ledger import new_owner
 from flows.service.retrainings import Waits, claim, end, signs_of_life, try_again
 from flows.service.tables import Retraining, RetrainingState
 from flows.settings import Settings
-from flows.shadows import challengers_of, keep_record, keep_seeds
+from flows.shadows import challengers_of, deadline_of, keep_record, keep_seeds
 from flows.workspace import Workspace, open_workspace
 from pipeline.errors import ContractError, HearkenError, ParamsError, ReleaseError
 from pipeline.gate import GateDecision, Verdict, judge_build
@@ -145,7 +144,8 @@ def _work(
         seeds = build_seeds(settings, params, overrides, gpu_deployment)
         keep_seeds(settings, challenger, seeds)
         decision = value_of(judge(workspace, champion.id, challenger, params))
-    page = keep_record(settings, challenger, decision, f"Retraining {wish.id}: release v{built.version}")
+    until = deadline_of(engine, params) if decision.verdict is Verdict.WAIT else None
+    page = keep_record(settings, challenger, decision, f"Retraining {wish.id}: release v{built.version}", until)
     create_link_artifact(page.resolve().as_uri(), link_text="Decision of the gate", key="gate-decision")
     return conclude(engine, params, wish, owner, champion, challenger, decision, decision.reason)
 
@@ -233,8 +233,7 @@ def conclude(
     if decision.verdict is Verdict.REFUSE:
         registry.refuse(engine, challenger, note)
         return ended(RetrainingState.REFUSED)
-    newest = newest_time(engine) or dt.datetime.now(dt.UTC)
-    registry.shadow(engine, challenger, newest + dt.timedelta(days=params.gate.shadow_days), note)
+    registry.shadow(engine, challenger, deadline_of(engine, params), note)
     return ended(RetrainingState.SHADOW)
 
 

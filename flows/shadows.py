@@ -16,6 +16,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from flows import registry
+from flows.database import utc_now
 from flows.promotion import put_into_service
 from flows.registry import ReleaseRow, ReleaseState
 from flows.service.ledger import newest_time
@@ -57,12 +58,19 @@ def challengers_of(settings: Settings, identity: str) -> list[Release]:
     return [load_release(settings.releases / identity, identity), *(load_release(path.parent) for path in seeds)]
 
 
-def keep_record(settings: Settings, identity: str, decision: GateDecision, title: str) -> Path:
-    """Write the record of the gate as JSON and as a page; the page."""
+def deadline_of(engine: Engine, params: Params) -> dt.datetime:
+    """When a shadow that begins now is given up, in the time of the data."""
+    return (newest_time(engine) or utc_now()) + dt.timedelta(days=params.gate.shadow_days)
+
+
+def keep_record(
+    settings: Settings, identity: str, decision: GateDecision, title: str, until: dt.datetime | None = None
+) -> Path:
+    """Write the record of the gate as JSON and as a page, with the deadline of one that waits; the page."""
     folder = settings.home / "decisions"
     write_json(folder / f"{identity}.json", decision.to_dict())
     page = folder / f"{identity}.html"
-    write_text(page, decision_page(decision, title))
+    write_text(page, decision_page(decision, title, until))
     return page
 
 
@@ -109,7 +117,7 @@ def judge_shadow(engine: Engine, settings: Settings, params: Params, row: Releas
     champion = load_release(settings.releases / champion_row.id, champion_row.id)
     decision = judge_later(champion, challengers, folder / DATA, None, params.gate, params.evaluate)
     registry.keep_decision(engine, row.id, decision.to_dict())
-    keep_record(settings, row.id, decision, f"Release v{row.version} against v{champion_row.version}")
+    keep_record(settings, row.id, decision, f"Release v{row.version} against v{champion_row.version}", row.shadow_until)
     if decision.verdict is Verdict.PROMOTE and params.retrain.promote == "auto":
         put_into_service(engine, row.id, note=decision.reason, instead_of=champion_row.id)
         return f"shadow {row.id}: promoted: {decision.reason}"
