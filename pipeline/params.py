@@ -483,6 +483,7 @@ class RetrainParams(Section):
 
     promote: Literal["auto", "manual"] = "auto"  # manual: what the gate accepts waits for `hearken releases promote`
     purge_hours: Hours = 6.0  # between roles after a change
+    hours_after_change: Hours = 48.0  # of rows before it begins: they describe, train, calibrate and judge
     cool_down_hours: Hours = 12.0  # from the end of one retraining to the begin of the next
     most_per_day: Annotated[int, Field(ge=1)] = 2
     attempts: Annotated[int, Field(ge=1)] = 3  # at one that was cut off or could not reach something

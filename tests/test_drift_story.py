@@ -59,6 +59,7 @@ SMALL = {
     "release.reference_rows": 2000,
     "retrain.cpu_fallback": False,
     "gate.seeds": 1,
+    "gate.behind_baselines": 1,
 }
 
 
@@ -167,6 +168,10 @@ def change_and_look(story: Story) -> None:
         story.run("monitor/monitor")
     assert list_drifts(story.engine), story.plant.logs()
     story.told["drift_detected_after_hours"] = (story.day - FIRMWARE_DAY) * 24
+    assert list_retrainings(story.engine)[0].state is RetrainingState.WAITING, "half a day is too little to learn from"
+    story.arrive(FIRMWARE_DAY + 2.5)
+    story.run("score/score")
+    story.run("monitor/monitor")
 
 
 def retrained(story: Story, *, kill: bool) -> Any:

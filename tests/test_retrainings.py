@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from service_rows import shard_of
 from sqlalchemy.orm import Session
 
 from flows.database import open_database
 from flows.service import retrainings
 from flows.service.drifts import Found, enter_drift
 from flows.service.retrainings import Waits, Wish, ask, claim, due, end, list_retrainings, renew, try_again
-from flows.service.tables import Retraining, RetrainingState
+from flows.service.tables import Retraining, RetrainingState, ShardState
 from pipeline.params import RetrainParams
 
 PARAMS = RetrainParams()
@@ -121,6 +122,19 @@ def test_one_that_was_cut_off_is_taken_over_until_it_was_tried_enough(
     (failed,) = list_retrainings(engine)
     assert failed.state is RetrainingState.FAILED
     assert "cut off" in str(failed.error)
+
+
+def test_a_change_waits_for_rows_to_learn_from(engine: sa.Engine, clock: Callable[[float], None]) -> None:
+    ask(engine, wished(engine, changed_at=NOW))
+    with Session(engine) as session, session.begin():
+        shard = shard_of("000000001-aa", ShardState.DONE, NOW + 5 * HOUR)
+        shard.last_at, shard.planned_at = NOW + 5 * HOUR, NOW + 99 * HOUR
+        session.add(shard)
+    found = claim(engine, PARAMS, "me")
+    assert isinstance(found, Waits)
+    assert "rows of 5.0 h since the change, 48 are wanted" in found.why
+    assert not due(engine, PARAMS)
+    taken(engine, params=RetrainParams(hours_after_change=4))
 
 
 def taken_attempts(engine: sa.Engine) -> int:

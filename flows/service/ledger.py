@@ -361,9 +361,14 @@ def _without(session: Session, shard: Shard, lease: Lease, result: ShardResult, 
 def newest_time(engine: Engine) -> dt.datetime | None:
     """The newest row that is scored and believed; never later than the newest upload came."""
     with Session(reading(engine)) as session:
-        scored = Shard.state.in_((ShardState.SCORED, ShardState.DONE))
-        newest = session.scalar(sa.select(sa.func.max(Shard.last_at)).where(scored))
-        arrived = session.scalar(sa.select(sa.func.max(Shard.planned_at)))
+        return newest_row(session)
+
+
+def newest_row(session: Session) -> dt.datetime | None:
+    """As `newest_time`, in a transaction of the caller's."""
+    scored = Shard.state.in_((ShardState.SCORED, ShardState.DONE))
+    newest = session.scalar(sa.select(sa.func.max(Shard.last_at)).where(scored))
+    arrived = session.scalar(sa.select(sa.func.max(Shard.planned_at)))
     return newest if newest is None or arrived is None else min(newest, arrived)
 
 

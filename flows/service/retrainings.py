@@ -1,7 +1,7 @@
 """Wishes for new releases, in the order in which they came: none is lost, none is worked on twice, one at a time.
 
-A wish waits while another runs, for the pause after one that ended, and for the next day where the day has had its
-share; one that comes while another waits is merged into it. Whoever works on one holds a lease: a run that gives no
+A wish waits for rows after its change, while another runs, for the pause after one that ended, and for the next day
+where the day has had its share; one that comes while another waits is merged into it. Whoever works on one holds a lease: a run that gives no
 sign of life loses it, and the next run goes on from what stands in its workspace.
 """
 
@@ -18,6 +18,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from flows.database import RETRAIN_LOCK, exclusive, reading, utc_now
+from flows.service.ledger import newest_row
 from flows.service.tables import Retraining, RetrainingState
 from pipeline.params import RetrainParams
 
@@ -121,9 +122,12 @@ def _take(retraining: Retraining, params: RetrainParams, owner: str, flow_run: s
 
 
 def _pause(session: Session, waiting: Retraining, params: RetrainParams, moment: dt.datetime) -> Waits | None:
-    """The pause after the last one that ended, and the share of a day; a person and one tried before need not wait."""
+    """Rows since the change, the pause after the last one, the share of a day; a person and a second try do not wait."""
     if waiting.drift_id is None or waiting.begun_at is not None:
         return None
+    young = _too_young(session, waiting, params)
+    if young is not None:
+        return young
     cool_down = dt.timedelta(hours=params.cool_down_hours)
     last = session.scalar(sa.select(sa.func.max(Retraining.finished_at)).where(Retraining.state.in_(ENDED)))
     if last is not None and last + cool_down > moment:
@@ -135,6 +139,18 @@ def _pause(session: Session, waiting: Retraining, params: RetrainParams, moment:
     if len(begun) >= params.most_per_day and begun[-params.most_per_day] is not None:
         oldest = begun[-params.most_per_day]
         return Waits(f"{len(begun)} were begun within a day", None if oldest is None else oldest + day)
+    return None
+
+
+def _too_young(session: Session, waiting: Retraining, params: RetrainParams) -> Waits | None:
+    """A change of which there are too few rows to describe, train, calibrate and judge; in the time of the data."""
+    if waiting.changed_at is None:
+        return None
+    newest = newest_row(session)
+    needed = waiting.changed_at + dt.timedelta(hours=params.hours_after_change)
+    if newest is not None and newest < needed:
+        since = max(0.0, (newest - waiting.changed_at).total_seconds() / 3600)
+        return Waits(f"there are rows of {since:.1f} h since the change, {params.hours_after_change:g} are wanted")
     return None
 
 
