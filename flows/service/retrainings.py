@@ -1,8 +1,8 @@
 """Wishes for new releases, in the order in which they came: none is lost, none is worked on twice, one at a time.
 
 A wish waits for rows after its change, while another runs, for the pause after one that ended, and for the next day
-where the day has had its share; one that comes while another waits is merged into it. Whoever works on one holds a lease: a run that gives no
-sign of life loses it, and the next run goes on from what stands in its workspace.
+where the day has had its share; one that comes while another waits is merged into it. Whoever works on one holds a
+lease: a run that gives no sign of life loses it, and the next run goes on from what stands in its workspace.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _take(retraining: Retraining, params: RetrainParams, owner: str, flow_run: s
 
 
 def _pause(session: Session, waiting: Retraining, params: RetrainParams, moment: dt.datetime) -> Waits | None:
-    """Rows since the change, the pause after the last one, the share of a day; a person and a second try do not wait."""
+    """Rows since the change, the pause after the last one, a day's share; a person and a second try do not wait."""
     if waiting.drift_id is None or waiting.begun_at is not None:
         return None
     young = _too_young(session, waiting, params)
