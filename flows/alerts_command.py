@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import getpass
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +25,7 @@ from flows.alert_tables import (
     time_text,
 )
 from flows.chosen_release import checkout_above
+from flows.person import person
 from pipeline.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def reset_baseline_command(
         entry = take_back_reset(engine, machine, at=end, reason=tag)
         _say(f"taken back: {entry_text(entry)}")
     else:
-        entry, new = reset_baseline(engine, machine, at=end, reason=tag, who=_who(who), note=note, since=start)
+        entry, new = reset_baseline(engine, machine, at=end, reason=tag, who=person(who), note=note, since=start)
         _say(f"{'entered' if new else 'entered already'}: {entry_text(entry)}")
     _export(engine, landing)
 
@@ -206,16 +206,7 @@ def export_command(landing: LandingOption = None) -> None:
 
 
 def _said_by(who: str | None, note: str, version: int | None) -> dict[str, Any]:
-    return {"who": _who(who), "note": note, "version": version}
-
-
-def _who(given: str | None) -> str:
-    if given is not None:
-        return given
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container may have no user of that number
-        raise UserError("--who: got none, and no login name is known, expected your name.") from None
+    return {"who": person(who), "note": note, "version": version}
 
 
 def _each(

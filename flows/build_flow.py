@@ -25,8 +25,12 @@ from flows.workspace import Workspace, open_workspace
 from pipeline.errors import HearkenError, WorkspaceError
 from pipeline.params import Params
 
+# Training millions of rows on two cores takes hours; only a hung build is stopped by it, and what its stages made is
+# in the cache.
+TIMEOUT_SECONDS = 12 * 3600
 
-@flow(name="build", persist_result=False)
+
+@flow(name="build", persist_result=False, timeout_seconds=TIMEOUT_SECONDS)
 def build(
     checkout: str | None = None,
     clone: bool = True,
@@ -79,17 +83,21 @@ def build_workspace(workspace: Workspace, *, gpu_deployment: str | None = None, 
     finally:
         if gpu:
             delete_branch(workspace.folder, branch)
-    if outdated:
+    # also where an earlier build made everything and then could not push: a release leads to a commit with its dvc.lock
+    new = bool(outdated) or (register and workspace.origin is not None and not is_registered(workspace))
+    if new:
         move_data(workspace, ["push", "--run-cache"])
     commit = workspace.commit
-    if outdated and workspace.origin is not None:
-        commit = commit_build(workspace.folder, branch, "Built: " + ", ".join(outdated))
+    if new and workspace.origin is not None:
+        commit = commit_build(
+            workspace.folder, branch, "Built: " + (", ".join(outdated) or "what a cut-off build made")
+        )
     there = register and (workspace.folder / RELEASE).is_dir()
     row, note = publish_release(workspace, commit, branch) if there else (None, "")
     result = BuildResult(
         folder=workspace.folder,
         commit=commit,
-        branch=branch if outdated and workspace.origin is not None else "",
+        branch=branch if new and workspace.origin is not None else "",
         stages=stages,
         seconds=time.monotonic() - started,
         release_id=row.id if row else None,
@@ -98,6 +106,18 @@ def build_workspace(workspace: Workspace, *, gpu_deployment: str | None = None, 
     )
     publish_artifacts(result)
     return result
+
+
+def is_registered(workspace: Workspace) -> bool:
+    """Whether the registry knows the release that lies in a workspace, if one does."""
+    if not (workspace.folder / RELEASE).is_dir():
+        return True
+    engine = open_database(workspace.settings.database_url)
+    try:
+        identity = registry.content_id(workspace.folder / RELEASE)
+        return any(row.id == identity for row in registry.list_releases(engine))
+    finally:
+        engine.dispose()
 
 
 def run_stages(workspace: Workspace, plan: Plan, gpu: str | None, branch: str) -> tuple[StageResult, ...]:

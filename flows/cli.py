@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from flows.alerts_command import alerts
 from flows.chosen_release import checkout_above, chosen_release
@@ -25,6 +24,7 @@ from flows.layout_options import GivenLayout, takes_layout
 from flows.plant_commands import down, up
 from flows.quarantine_commands import quarantine
 from flows.recalibrate_command import recalibrate
+from flows.releases_command import releases
 from flows.score_command import score
 from flows.status_command import metrics, status
 from flows.what_if_command import what_if
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__.split("\n")[0]
 )
-releases = typer.Typer(no_args_is_help=True, help="Releases: what was built, and what is in service.")
 app.add_typer(releases, name="releases")
 app.add_typer(quarantine, name="quarantine")
 app.add_typer(alerts, name="alerts")
@@ -172,12 +171,14 @@ def build(
 ) -> None:
     """Run every stage of dvc.yaml that is out of date, and show what came out."""
     from flows.build import run_build
-    from flows.registry import promote as put_into_service
+    from flows.person import person
+    from flows.releases.entry import put_into_service
+    from flows.settings import Settings
 
-    checkout = checkout_above()
+    checkout, who = checkout_above(), person(None) if promote else ""
     result = run_build(checkout, clone=clone, name=name)
     if promote and result.release_id:
-        put_into_service(_database(checkout), result.release_id)
+        put_into_service(Settings.of(checkout), _database(checkout), result.release_id, who=who)
         _say(f"release {result.release_id} is in service")
 
 
@@ -270,34 +271,6 @@ def deploy() -> None:
     configure(settings)
     run(settings)
     _say("pools, slot, watch and deployments are in place; start workers with: prefect worker start --pool default")
-
-
-@releases.command("list")
-def list_command() -> None:
-    """All releases, newest last."""
-    from flows.registry import list_releases
-
-    table = Table("version", "release", "state", "created", "detector's page rate", "note")
-    for row in list_releases(_database(checkout_above())):
-        rate = (row.metrics.get("tiers") or {}).get("page", {}).get("false_positive_rate")
-        state = f"{row.state}{' (provisional)' if row.provisional else ''}"
-        created = row.created_at.strftime("%Y-%m-%d %H:%M")
-        table.add_row(
-            f"v{row.version}", row.id, state, created, "—" if rate is None else f"{rate:.2%}", escape(row.note)
-        )
-    Console().print(table)
-
-
-@releases.command("promote")
-def promote_command(
-    release: Annotated[str, typer.Argument(help="An id, v3 or 3.")],
-    note: Annotated[str | None, typer.Option(help="For people.")] = None,
-) -> None:
-    """Put a release into service; the one in service is retired in the same transaction."""
-    from flows.promotion import put_into_service
-
-    row = put_into_service(_database(checkout_above()), release, note=note)
-    _say(f"release {row.id} (v{row.version}) is in service")
 
 
 def main() -> None:

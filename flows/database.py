@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util.exc import CommandError
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.orm.exc import StaleDataError
@@ -167,7 +168,7 @@ def open_database(url: str) -> Engine:
     """An engine on a database whose schema is up to date.
 
     Raises:
-        WorkspaceError: not a database URL, or no database answers there.
+        WorkspaceError: not a database URL, no database answers there, or a newer version has migrated it.
     """
     engine = make_engine(url)
     try:
@@ -176,4 +177,8 @@ def open_database(url: str) -> Engine:
         shown = engine.url.render_as_string(hide_password=True)
         said = str(error.orig).strip().splitlines()[0]
         raise WorkspaceError(f"database: got '{said}', expected one that answers, at {shown}.") from None
+    except CommandError as error:
+        shown = engine.url.render_as_string(hide_password=True)
+        expected = "a schema that this version knows: a newer version has migrated it"
+        raise WorkspaceError(f"database: got '{error}', expected {expected}, at {shown}.") from None
     return engine

@@ -19,14 +19,29 @@ def deploy(settings: Settings, *, all_deployments: bool = True) -> None:
     """Create what the deployments of prefect.yaml need and deploy them; safe to repeat.
 
     Raises:
-        WorkspaceError: PREFECT_API_URL is not set, or Prefect refuses prefect.yaml.
+        WorkspaceError: PREFECT_API_URL is not set, no server answers there or it wants another password, or Prefect
+            refuses prefect.yaml.
     """
     environment = child_environment(settings)
-    if not environment.get("PREFECT_API_URL"):
+    address = environment.get("PREFECT_API_URL")
+    if not address:
         raise WorkspaceError("PREFECT_API_URL: got no value, expected a Prefect server's address.")
-    create_pools()
-    create_slot()
-    create_watch()
+    from httpx import HTTPStatusError, TransportError
+
+    try:
+        create_pools()
+        create_slot()
+        create_watch()
+    except HTTPStatusError as error:
+        if error.response.status_code not in (401, 403):
+            raise
+        got = "another than the server's" if environment.get("PREFECT_API_AUTH_STRING") else "none"
+        raise WorkspaceError(
+            f"PREFECT_API_AUTH_STRING: got {got}, expected PREFECT_SERVER_API_AUTH_STRING of the server at {address}."
+        ) from None
+    except TransportError as error:
+        said = str(error) or type(error).__name__
+        raise WorkspaceError(f"PREFECT_API_URL: got '{said}', expected a server that answers, at {address}.") from None
     if all_deployments:
         command = ["prefect", "--no-prompt", "deploy", "--all"]
         result = subprocess.run(

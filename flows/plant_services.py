@@ -6,6 +6,7 @@ with its pid and the time of its start: a pid alone may be somebody else's by th
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime as dt
 import fcntl
@@ -36,6 +37,8 @@ READY_SECONDS = 180.0  # until the server answers, or a worker is heard
 END_SECONDS = 30.0  # for a flow run to end itself and say so; then it is killed
 SAME_START_SECONDS = 5.0  # the clock may have been set a little since
 SHOWN_BYTES = 1500
+
+AUTH, SERVER_AUTH = "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"
 
 Say = Callable[[str], None]
 
@@ -111,7 +114,7 @@ class PlantServices:
             say(f"starting the worker of pool {pool}")
             self._start(name, ["worker", "start", "--pool", pool, "--name", name], values, port)
         for name, pool in workers.items():
-            self._wait(name, lambda pool=pool: heard_since(port, pool, begun))  # type: ignore[misc]
+            self._wait(name, lambda pool=pool: heard_since(port, pool, begun, values.get(AUTH)))  # type: ignore[misc]
 
     def _start(self, name: str, arguments: Sequence[str], values: Mapping[str, str], port: int) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -209,7 +212,10 @@ def services_of(settings: Settings, landing: Path | str, environment: Mapping[st
         "HEARKEN_REPOSITORY": settings.repository,
         "HEARKEN_SCORE_LOG": str(settings.score_log),
     }
-    return PlantServices(settings, child_environment(settings, environment) | places)
+    values = child_environment(settings, environment) | places
+    if values.get(SERVER_AUTH):  # our own server asks for it: the workers know it
+        values.setdefault(AUTH, values[SERVER_AUTH])
+    return PlantServices(settings, values)
 
 
 def deploy_in_child(settings: Settings, values: Mapping[str, str]) -> None:
@@ -243,8 +249,8 @@ def refuse_taken(port: int) -> None:
         ) from None
 
 
-def ask(port: int, method: str, path: str, body: object = None) -> Any:
-    """What the Prefect server of this machine answers, from JSON.
+def ask(port: int, method: str, path: str, body: object = None, auth: str | None = None) -> Any:
+    """What the Prefect server of this machine answers, from JSON; `auth` is its `user:password`, where it has one.
 
     Raises:
         OSError: nobody answers.
@@ -253,7 +259,10 @@ def ask(port: int, method: str, path: str, body: object = None) -> Any:
     connection = http.client.HTTPConnection(HOST, port, timeout=10)
     try:
         text = None if body is None else json.dumps(body)
-        connection.request(method, path, text, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        if auth:
+            headers["Authorization"] = f"Basic {base64.b64encode(auth.encode()).decode()}"
+        connection.request(method, path, text, headers)
         answer = connection.getresponse()
         found = answer.read()
         return json.loads(found) if answer.status == 200 else None
@@ -261,9 +270,9 @@ def ask(port: int, method: str, path: str, body: object = None) -> Any:
         connection.close()
 
 
-def heard_since(port: int, pool: str, moment: float) -> bool:
+def heard_since(port: int, pool: str, moment: float, auth: str | None = None) -> bool:
     """Whether a worker of a pool has given a sign of life since a moment (seconds since 1970)."""
-    workers = ask(port, "POST", f"/api/work_pools/{pool}/workers/filter", {}) or []
+    workers = ask(port, "POST", f"/api/work_pools/{pool}/workers/filter", {}, auth) or []
     heard = [dt.datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() for worker in workers]
     return any(each >= moment for each in heard)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import getpass
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.person import person
 from pipeline.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def release_command(
     from pipeline.set_aside import iso, proposed
 
     wanted = _wanted(machine, reason, start, end)
-    who, now = by if by is not None else getpass.getuser(), dt.datetime.now(dt.UTC)
+    who, now = person(by), dt.datetime.now(dt.UTC)
     given = proposed(_source(source), _status_file(data), wanted, note=note, by=who, at=now)
     console, path = Console(soft_wrap=True), escape(printable(str(given.path)))
     if not given.is_new:

@@ -95,6 +95,8 @@ def register(settings: Settings, made: Recalibration, promote: bool) -> ReleaseR
     """Enter the release in the registry, under the commit that its weights came from."""
     from flows import registry
     from flows.database import open_database
+    from flows.person import person
+    from flows.releases.entry import put_into_service
 
     engine = open_database(settings.database_url)
     try:
@@ -104,7 +106,7 @@ def register(settings: Settings, made: Recalibration, promote: bool) -> ReleaseR
             commit = ""
         note = f"recalibrated from {made.recalibrated_from}"
         row = registry.register_release(engine, settings.releases, made.folder, commit=commit, note=note)
-        return registry.promote(engine, row.id) if promote else row
+        return put_into_service(settings, engine, row.id, who=person(None)) if promote else row
     finally:
         engine.dispose()
 

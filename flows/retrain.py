@@ -27,7 +27,7 @@ from flows import registry
 from flows.build_flow import build_workspace
 from flows.database import open_database
 from flows.plan import RELEASE
-from flows.promotion import put_into_service
+from flows.releases.entry import promote_checked
 from flows.registry import ReleaseRow
 from flows.runs import failed, settings_of_run, value_of
 from flows.service.ledger import new_owner
@@ -226,14 +226,14 @@ def conclude(
                 return Retrained(challenger=challenger, state=None, reason="another run has taken over")
             held.champion_id, held.challenger_id = was, challenger
         try:
-            put_into_service(engine, challenger, note=note, instead_of=was)
+            promote_checked(engine, challenger, who="retrain", note=note, instead_of=was)
         except ReleaseError as error:
             return ended(RetrainingState.REFUSED, str(error))
         return Retrained(challenger=challenger, state=RetrainingState.PROMOTED, reason=note)
     if decision.verdict is Verdict.REFUSE:
         registry.refuse(engine, challenger, note)
         return ended(RetrainingState.REFUSED)
-    registry.shadow(engine, challenger, deadline_of(engine, params), note)
+    registry.put_in_shadow(engine, challenger, deadline_of(engine, params), note)
     return ended(RetrainingState.SHADOW)
 
 

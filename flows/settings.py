@@ -103,6 +103,11 @@ class Settings:
         """Releases, by id; never changed there."""
         return self.home / "releases"
 
+    @property
+    def recalibration(self) -> Path:
+        """The data set of the last scheduled recalibration: rows of the landing zone later than the release's."""
+        return self.home / "recalibration" / "raw"
+
     def landing_place(self, source_path: str) -> Path | str:
         """The landing zone: HEARKEN_LANDING, else `source.path` of params.yaml; text is a place in an object store."""
         if self.landing is not None:

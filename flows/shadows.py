@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from flows import registry
 from flows.database import utc_now
-from flows.promotion import put_into_service
+from flows.releases.entry import promote_checked
 from flows.registry import ReleaseRow, ReleaseState
 from flows.service.ledger import newest_time
 from flows.service.tables import Retraining, RetrainingState
@@ -112,14 +112,14 @@ def judge_shadow(engine: Engine, settings: Settings, params: Params, row: Releas
     since = dt.datetime.fromtimestamp(int(challengers[0].manifest["newest_row_us"]) / 1e6, tz=dt.UTC)
     score_data_set(challengers[0], folder / DATA, folder / LOG, since=since)
     if champion_row is None:
-        put_into_service(engine, row.id, note="no other release was in service")
+        promote_checked(engine, row.id, who="monitor", note="no other release was in service")
         return f"shadow {row.id}: promoted, no other release was in service"
     champion = load_release(settings.releases / champion_row.id, champion_row.id)
     decision = judge_later(champion, challengers, folder / DATA, None, params.gate, params.evaluate)
     registry.keep_decision(engine, row.id, decision.to_dict())
     keep_record(settings, row.id, decision, f"Release v{row.version} against v{champion_row.version}", row.shadow_until)
     if decision.verdict is Verdict.PROMOTE and params.retrain.promote == "auto":
-        put_into_service(engine, row.id, note=decision.reason, instead_of=champion_row.id)
+        promote_checked(engine, row.id, who="monitor", note=decision.reason, instead_of=champion_row.id)
         return f"shadow {row.id}: promoted: {decision.reason}"
     if decision.verdict is Verdict.REFUSE:
         refuse(engine, row.id, decision.reason)

@@ -86,17 +86,18 @@ def ingest(
     layout: SourceLayout | None = None,
     unit: str | None = None,
     kind: Literal["spectrum", "features"] | None = None,
+    only: Sequence[SourceFile] | None = None,
 ) -> IngestSummary:
     """Bring the snapshot `out` in line with `source`: a data set, a file, a folder of files, or a URI.
 
     A file that is wrong is set aside with its error, and none of its rows kept. `layout`, `unit` and `kind` stand in
-    for what fleet.yaml says.
+    for what fleet.yaml says. `only`: these of its files, and no others.
 
     Raises:
         ContractError: the source, its log or every file breaks the contract; `out` is then as it was.
     """
     out = Path(out)
-    opened = open_source(source, timezone=params.timezone, layout=layout, unit=unit, kind=kind)
+    opened = open_source(source, timezone=params.timezone, layout=layout, unit=unit, kind=kind, only=only)
     set_aside = dict(opened.problems)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name[:60]}.", suffix=".tmp", dir=out.parent))

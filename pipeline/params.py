@@ -509,6 +509,27 @@ class GateParams(Section):
     shadow_days: Annotated[float, Field(gt=0)] = 14.0  # then a challenger that still waits is given up
 
 
+class RecalibrateParams(Section):
+    """New thresholds for the weights in service, from rows that are later than they."""
+
+    promote: Literal["auto", "manual"] = "manual"  # auto: where the page tier has rows enough
+    min_machine_days: Annotated[float, Field(gt=0)] = 115.0  # of healthy rows, for auto
+
+
+class KeepParams(Section):
+    """Which releases stay although nothing refers to them any more."""
+
+    newest: Annotated[int, Field(ge=1)] = 5  # so many, whatever became of them
+    service_days: Annotated[float, Field(ge=1)] = 90.0  # that were in service within so many days
+    candidate_days: Annotated[float, Field(ge=1)] = 30.0  # candidates and shadows not older than that
+
+
+class ReleasesParams(Section):
+    """Releases that are no longer in service."""
+
+    keep: KeepParams = KeepParams()
+
+
 class Params(Section):
     """All of params.yaml.
 
@@ -539,6 +560,8 @@ class Params(Section):
     monitor: MonitorParams = MonitorParams()
     retrain: RetrainParams = RetrainParams()
     gate: GateParams = GateParams()
+    recalibrate: RecalibrateParams = RecalibrateParams()
+    releases: ReleasesParams = ReleasesParams()
 
     @model_validator(mode="after")
     def _release_detector_is_trained(self) -> Params:

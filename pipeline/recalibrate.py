@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from pipeline.alerts import AlertPolicy
 from pipeline.calibrate import TIERS, Calibration, calibrate_measured
 from pipeline.detectors.base import MANIFEST
+from pipeline.epochs import microseconds
 from pipeline.errors import ContractError, ReleaseError
 from pipeline.intervals import MIN_MACHINES, rate_above
 from pipeline.measure import Measured, measure
@@ -125,7 +126,12 @@ def recalibrate(
     with tempfile.TemporaryDirectory(prefix=f".{out.name[:60]}.", suffix=".tmp", dir=out.parent) as place:
         made = Path(place) / "release"
         made.mkdir()
-        _write_release(release, data_set, made, rows, calibration, params, settings)
+        asked = {
+            "since_us": None if since is None else microseconds(since),
+            "until_us": None if until is None else microseconds(until),
+            "validate": (validate or ValidateParams()).model_dump(mode="json"),
+        }
+        _write_release(release, data_set, made, rows, calibration, params, settings, asked)
         identity = _move_in(made, out)
     manifest = read_json(out / MANIFEST)
     figures = manifest["recalibration"]
@@ -254,6 +260,7 @@ def _write_release(
     calibration: Calibration,
     params: CalibrateParams,
     settings: Params,
+    asked: dict[str, Any],
 ) -> None:
     """Fill an empty folder: everything of the old release but what calibration makes."""
     shutil.copytree(release.folder, folder, dirs_exist_ok=True, ignore=_renewed_of(release.folder))
@@ -261,7 +268,7 @@ def _write_release(
     calibration.tails.save(folder / "tails")
     write_json(folder / "calibration.json", calibration.to_json())
     write_table(folder / "reference.parquet", _reference(release, data_set, rows, calibration, settings))
-    write_json(folder / MANIFEST, _manifest(release, data_set, folder, rows, params))
+    write_json(folder / MANIFEST, _manifest(release, data_set, folder, rows, params, asked))
 
 
 def _renewed_of(root: Path) -> Any:
@@ -282,7 +289,12 @@ def _reference(
 
 
 def _manifest(
-    release: Release, data_set: Path, folder: Path, rows: RecentRows, params: CalibrateParams
+    release: Release,
+    data_set: Path,
+    folder: Path,
+    rows: RecentRows,
+    params: CalibrateParams,
+    asked: dict[str, Any],
 ) -> dict[str, Any]:
     """The old manifest with what is new; nothing that changes from one identical run to the next."""
     files = {
@@ -306,6 +318,7 @@ def _manifest(
             "tune_rows": int(rows.tune_N.sum()),
             "tune_failures": len(np.unique(failure_M)),
             "reference": "renewed from the same rows",
+            **asked,
             "inputs": {name: sha256_file(data_set / name) for name in made_of if (data_set / name).is_file()},
         },
         "provisional": bool(release.manifest["provisional"]) or unconfirmed > 0,

@@ -28,6 +28,10 @@ from pipeline.schema import KEY_FIELDS, VALIDATE_SCHEMA, BoolN, codes_and_names,
 from pipeline.store import day_files, read_table, row_count
 
 
+class TooFewRows(ContractError):
+    """No rows are later than the release, or too few of them are healthy: time may mend it."""
+
+
 @dataclass(frozen=True)
 class RecentRows:
     """Rows of a data set in the order of its files, with epochs as the release knows them, and what they are for."""
@@ -56,7 +60,7 @@ def recent_rows(
     """Which rows calibrate and tune.
 
     Raises:
-        ContractError: no rows in the span, or fewer than 100 healthy ones.
+        TooFewRows: no rows in the span, or fewer than 100 healthy ones.
     """
     table, split = row_quality(data_set, validate), settings.split
     machine_N, machines = codes_and_names(table["machine_id"])
@@ -71,7 +75,7 @@ def recent_rows(
     if not inside_N.any():
         span = f"rows after {iso(low)}" + ("" if until is None else f" and before {iso(high)}")
         newest = f"none (the newest is of {iso(int(time_us_N.max()))})" if len(time_us_N) else "none"
-        raise ContractError.of(span, got=newest, expected="rows later than those of the release", where=data_set)
+        raise TooFewRows.of(span, got=newest, expected="rows later than those of the release", where=data_set)
     plant = PlantLog.of(data_set, split.horizon_hours)
     if kept_N.any():
         newest_N = boundaries_of(machine_N, time_us_N, kept_N, len(machines), split).end[machine_N]
@@ -113,7 +117,7 @@ def _refuse_few(
     told = ", ".join(f"{count:,} {name}" for name, count in zip(LOG_STATUSES, counts, strict=True) if count)
     held = f"; {int((inside_N & held_N).sum()):,} of machines held out" if (inside_N & held_N).any() else ""
     got = f"{int(healthy_N.sum())} of {int(inside_N.sum()):,} rows in the span ({told}{held})"
-    raise ContractError.of("healthy rows", got=got, expected=f"at least {FEW_ROWS}", where=data_set)
+    raise TooFewRows.of("healthy rows", got=got, expected=f"at least {FEW_ROWS}", where=data_set)
 
 
 def _span(release: Release, since: dt.datetime | None, until: dt.datetime | None) -> tuple[int, int, list[str]]:

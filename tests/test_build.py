@@ -15,7 +15,9 @@ import pytest
 from rich.console import Console
 
 from flows.build import run_build
+from flows.database import open_database
 from flows.plan import make_plan
+from flows.registry import list_releases
 from flows.repository import run_git
 from flows.settings import QUIET, Settings, child_environment
 from flows.stages import Outcome, explain_failure, read_outcome, run_stage
@@ -277,6 +279,26 @@ def test_a_changed_setting_runs_what_depends_on_it(checkout, server):
     assert run_git(checkout, "branch", "--list", "build/*") == ""
 
 
+@pytest.mark.slow
+def test_a_build_whose_remote_did_not_answer_goes_on_to_a_commit_with_its_lock(checkout, server, monkeypatch):
+    """Nothing is half-released: no row and no tag, until a later build can push what the first one made."""
+    (checkout.parent / "broken").write_text("a file where a folder should be")
+    monkeypatch.setenv("HEARKEN_DVC_REMOTE", str(checkout.parent / "broken" / "remote"))
+    with pytest.raises(WorkspaceError, match="dvc push"):
+        run_build(checkout, clone=True, show=False)
+    engine = open_database(Settings.of(checkout).database_url)
+    assert list_releases(engine) == []
+    assert run_git(checkout, "tag") == ""
+    monkeypatch.delenv("HEARKEN_DVC_REMOTE")
+    result = run_build(checkout, clone=True, show=False)
+    assert set(outcomes(result).values()) == {"unchanged"}
+    assert result.version == 1
+    assert "data/release" in run_git(checkout, "show", "release/v1:dvc.lock")
+    assert run_git(checkout, "rev-parse", "release/v1^{commit}") == result.commit
+    assert any((Settings.of(checkout).home / "remote" / "runs").rglob("*"))
+    engine.dispose()
+
+
 @pytest.mark.server
 def test_a_build_in_the_checkout_commits_nothing(checkout, server):
     head = run_git(checkout, "rev-parse", "HEAD")
@@ -291,6 +313,7 @@ def test_a_build_in_the_checkout_commits_nothing(checkout, server):
 PROGRAM = """
 import sys
 from flows.build import run_build
+from flows.database import open_database
 from pipeline.errors import HearkenError
 try:
     run_build(sys.argv[1], clone=True)

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from written_alerts import heard, hour, write_alert
 
 from flows import registry
-from flows.promotion import put_into_service
 from flows.registry import ReleaseState
+from flows.releases.entry import promote_checked
 from flows.service.answers_export import added_log, export_answers
 from flows.service.drifts import Entered, Found, dismiss_drift, enter_drift, list_drifts, take_out
 from flows.service.feedback import alert_story, confirm
@@ -208,10 +208,10 @@ def test_a_promoted_challenger_settles_its_drift_and_later_builds_know_the_chang
     challenger = _challenger(plant)
     with Session(plant.engine) as session, session.begin():
         assert end(session, held.id, "me", RetrainingState.SHADOW, champion=plant.release, challenger=challenger)
-    with pytest.raises(ReleaseError, match="by hand"):
-        put_into_service(plant.engine, challenger, instead_of="another")
+    with pytest.raises(ReleaseError, match="another has entered service"):
+        promote_checked(plant.engine, challenger, who="ann", instead_of="another")
     assert list_drifts(plant.engine)[0].state is DriftState.OPEN
-    put_into_service(plant.engine, challenger, instead_of=plant.release)
+    promote_checked(plant.engine, challenger, who="ann", instead_of=plant.release)
     assert registry.find_release(plant.engine, plant.release).state == ReleaseState.RETIRED
     assert list_drifts(plant.engine)[0].state is DriftState.SETTLED
     log = added_log(plant.engine).to_pylist()

@@ -125,7 +125,7 @@ def test_a_champion_that_changed_meanwhile_is_left_to_a_person(engine: sa.Engine
     registry.promote(engine, two.id)
     result = carried_out(engine, one, three, GOOD)
     assert not result.promoted
-    assert "by hand" in str(list_retrainings(engine)[0].error)
+    assert "another has entered service" in str(list_retrainings(engine)[0].error)
     found = registry.in_service(engine)
     assert found is not None
     assert found.id == two.id

@@ -25,6 +25,7 @@ from pipeline.errors import WorkspaceError
 
 ROOT = Path(__file__).parents[1]
 NAMES = {"server", "worker-default", "worker-gpu"}
+PASSWORD = "plant:k3y"  # of the server; its workers and the deployments know it
 
 
 def free_port() -> int:
@@ -54,6 +55,7 @@ class Plant:
             "HEARKEN_HOME": str(self.home),
             "HEARKEN_LANDING": str(self.plant.landing),
             "HEARKEN_REFUSED_CONNECTIONS": os.environ["HEARKEN_REFUSED_CONNECTIONS"],
+            "PREFECT_SERVER_API_AUTH_STRING": PASSWORD,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
 
@@ -80,15 +82,15 @@ class Plant:
     def run_deployment(self, port: int, name: str):
         """The last state of a run that a person starts in the user interface."""
         from prefect.client.orchestration import get_client
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
         deadline = time.monotonic() + 240
         with (
-            temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}),
+            temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api", PREFECT_API_AUTH_STRING: PASSWORD}),
             get_client(sync_client=True) as client,
         ):
             deployments = {each.name for each in client.read_deployments()}
-            assert deployments == {"build", "monitor", "retrain", "score", "train-on-gpu"}
+            assert deployments == {"build", "monitor", "recalibrate", "retrain", "score", "train-on-gpu"}
             run = client.create_flow_run_from_deployment(client.read_deployment_by_name(name).id)
             while time.monotonic() < deadline:
                 run = client.read_flow_run(run.id)
@@ -145,6 +147,18 @@ def test_up_scores_what_arrives_and_down_leaves_nothing(plant):
     assert (after["server"], after["worker-default"]) == (before["server"], before["worker-default"])
     assert plant.hearken("down").returncode == 0
     assert plant.processes() == []
+
+
+def test_deploying_to_a_server_that_does_not_answer_is_one_line(tmp_path):
+    for name in ("dvc.yaml", "params.yaml", "prefect.yaml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    environment = os.environ | {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "deploy"], cwd=tmp_path, env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "expected a server that answers" in done.stderr
 
 
 def services(folder: Path) -> PlantServices:

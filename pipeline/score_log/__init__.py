@@ -8,11 +8,13 @@ Names that begin with "." or "_" are not of the log.
     machine_rows(log, machine, since, until) -> pa.Table
     compact_day(log, day, may_change) -> Compacted | None
     remove_days(log, before) -> list[str]
+    releases_of(log) -> set[str]
 """
 
 from pipeline.score_log.compact import Compacted, compact_day, remove_days
 from pipeline.score_log.files import DAY_NAME, is_day, log_days, log_files
 from pipeline.score_log.read import keys_between, machine_names, machine_rows, newest_row_us
+from pipeline.score_log.releases import releases_of
 
 __all__ = [
     "DAY_NAME",
@@ -25,5 +27,6 @@ __all__ = [
     "machine_names",
     "machine_rows",
     "newest_row_us",
+    "releases_of",
     "remove_days",
 ]

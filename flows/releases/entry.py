@@ -1,0 +1,120 @@
+"""The way into service: a release is checked byte by byte and loaded first, else the registry stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from flows import registry
+from flows.database import utc_now
+from flows.registry import ReleaseRow, ReleaseState
+from flows.service.drifts import settle_drift
+from flows.service.tables import Drift, DriftState, Retraining, RetrainingState
+from flows.settings import Settings
+from pipeline.errors import ReleaseError, UserError
+
+if TYPE_CHECKING:
+    from pipeline.release import Release
+
+NOT_UNASKED = (ReleaseState.REFUSED, ReleaseState.SHADOW)
+UNPROMOTED = (RetrainingState.RUNNING, RetrainingState.SHADOW, RetrainingState.REFUSED)
+
+
+def put_into_service(
+    settings: Settings,
+    engine: Engine,
+    name: str | int,
+    *,
+    who: str,
+    note: str | None = None,
+    force: bool = False,
+    instead_of: str | None = None,
+) -> ReleaseRow:
+    """Check a release and promote it; it takes effect at the next scoring run.
+
+    Args:
+        settings: where releases lie.
+        engine: of the registry.
+        name: an id or a version.
+        who: a person, or a flow; stands in the history.
+        note: why; stands in the history and replaces the release's own note.
+        force: also one that the gate refused or that is still in shadow, with a note; never a damaged one.
+        instead_of: the id that must be in service until now; None: any.
+
+    Raises:
+        ReleaseError: no such release, one whose files differ from its manifest, or one that may not enter service.
+        UserError: force without a note.
+    """
+    if force and not (note or "").strip():
+        raise UserError("--force: got it without --note, expected a note that says why.")
+    row = registry.find_release(engine, name)
+    checked(settings, row)
+    but_not = () if force else NOT_UNASKED
+    return promote_checked(engine, row.id, who=who, note=note, but_not=but_not, instead_of=instead_of)
+
+
+def promote_checked(
+    engine: Engine,
+    identity: str,
+    *,
+    who: str,
+    note: str | None = None,
+    but_not: Collection[ReleaseState] = (),
+    instead_of: str | None = None,
+) -> ReleaseRow:
+    """Promote a release whose files have been checked; end the retraining that made it, and settle the drift behind it.
+
+    All in one transaction. See `put_into_service` and `registry.promote`.
+
+    Raises:
+        ReleaseError: no such release, one that may not enter service, or another in service than `instead_of`.
+    """
+
+    def belongs(session: Session) -> None:
+        for retraining in session.scalars(sa.select(Retraining).where(Retraining.challenger_id == identity)):
+            if retraining.state in UNPROMOTED:
+                retraining.state, retraining.finished_at = RetrainingState.PROMOTED, utc_now()
+                retraining.owner = retraining.lease_until = None
+            drift = None if retraining.drift_id is None else session.get(Drift, retraining.drift_id)
+            if drift is not None and drift.state is DriftState.OPEN:
+                settle_drift(session, drift, f"release {identity} knows the change")
+
+    return registry.promote(engine, identity, note=note, who=who, but_not=but_not, instead_of=instead_of, also=belongs)
+
+
+def go_back(settings: Settings, engine: Engine, name: str | int | None, *, who: str, note: str = "") -> ReleaseRow:
+    """Put back the release that was in service before, or a named one that once was, after the same checks.
+
+    Raises:
+        ReleaseError: see registry.rollback; the files of the release differ from its manifest.
+    """
+    serving = registry.in_service(engine)
+    if name is None:
+        known = {row.id for row in registry.list_releases(engine)}
+        target = registry.before(registry.promotions(engine), known)
+        name = target if target is not None else name
+    if name is not None:
+        checked(settings, registry.find_release(engine, name))
+    instead_of = None if serving is None else serving.id
+    return registry.rollback(engine, name, note=note, who=who, instead_of=instead_of)
+
+
+def checked(settings: Settings, row: ReleaseRow) -> Release:
+    """Load a release with every byte of it compared with its id and its manifest.
+
+    Raises:
+        ReleaseError: its folder is missing or damaged, or its detectors cannot be loaded.
+    """
+    from pipeline.release import load_release
+
+    try:
+        return load_release(settings.releases / row.id, row.id)
+    except (ReleaseError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 (weights that fit no detector of this version raise what they like)
+        got = f"{type(error).__name__}: {error}"
+        raise ReleaseError(f"release v{row.version} ({row.id}): got {got}, expected one that loads.") from None
