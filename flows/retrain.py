@@ -27,8 +27,8 @@ from flows import registry
 from flows.build_flow import build_workspace
 from flows.database import open_database
 from flows.plan import RELEASE
-from flows.releases.entry import promote_checked
 from flows.registry import ReleaseRow
+from flows.releases.entry import promote_checked
 from flows.runs import failed, settings_of_run, value_of
 from flows.service.ledger import new_owner
 from flows.service.retrainings import Waits, claim, end, signs_of_life, try_again

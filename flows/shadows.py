@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 
 from flows import registry
 from flows.database import utc_now
-from flows.releases.entry import promote_checked
 from flows.registry import ReleaseRow, ReleaseState
+from flows.releases.entry import promote_checked
 from flows.service.ledger import newest_time
 from flows.service.tables import Retraining, RetrainingState
 from flows.settings import Settings
