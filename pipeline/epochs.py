@@ -1,4 +1,4 @@
-"""Baseline epochs: a repair, a moved sensor, new firmware or a change of the fleet starts a new one for a machine.
+"""Baseline epochs: a repair, a moved sensor, new firmware or a change of the fleet or a group starts a new one.
 
 The same function serves the split and a release in service, so a row has the same epoch number in both.
 """
@@ -55,10 +55,24 @@ class EpochStarts:
     fleet: IntN = field(default_factory=lambda: NO_STARTS)
 
     @classmethod
-    def of_log(cls, maintenance: pa.Table, changed_at: dt.datetime | None = None) -> EpochStarts:
-        """Starts from a log (the end of each repair, sensor or firmware entry) and a change of the fleet."""
-        fleet = NO_STARTS if changed_at is None else np.array([microseconds(changed_at)], np.int64)
-        ends: dict[str, list[int]] = {}
+    def of_log(
+        cls,
+        maintenance: pa.Table,
+        changed_at: dt.datetime | None = None,
+        changed_machines: Sequence[str] | None = None,
+    ) -> EpochStarts:
+        """Starts from a log (the end of each repair, sensor or firmware entry) and a change of machines.
+
+        Args:
+            maintenance: MAINTENANCE_SCHEMA.
+            changed_at: `split.changed_at`; None: nothing changed.
+            changed_machines: whom the change gives a new epoch; None: every machine, known or not.
+        """
+        fleet, ends = NO_STARTS, dict[str, list[int]]()
+        if changed_at is not None and changed_machines is None:
+            fleet = np.array([microseconds(changed_at)], np.int64)
+        elif changed_at is not None:
+            ends = {machine: [microseconds(changed_at)] for machine in changed_machines or ()}
         names, tags = maintenance["machine_id"].to_pylist(), maintenance["tag"].to_pylist()
         for machine, tag, end in zip(names, tags, times_us(maintenance["end"]).tolist(), strict=True):
             if tag in EPOCH_TAGS:
@@ -113,6 +127,7 @@ def epoch_of_rows(
     machines: Sequence[str],
     maintenance: pa.Table,
     changed_at: dt.datetime | None = None,
+    changed_machines: Sequence[str] | None = None,
 ) -> npt.NDArray[np.int32]:
-    """Epoch number of each row (N,) int32 from a maintenance log and `split.changed_at`."""
-    return EpochStarts.of_log(maintenance, changed_at).of_rows(machine_N, time_us_N, machines)
+    """Epoch number of each row (N,) int32 from a maintenance log, `split.changed_at` and `split.changed_machines`."""
+    return EpochStarts.of_log(maintenance, changed_at, changed_machines).of_rows(machine_N, time_us_N, machines)

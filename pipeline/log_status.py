@@ -36,8 +36,7 @@ class LogStatus(IntEnum):
     REPAIR = 6
     OFF = 7
     DOWN = 8
-    BEFORE_CHANGE = 9
-    QUARANTINED = 10
+    QUARANTINED = 9
 
 
 LOG_STATUSES = tuple(status.name.lower() for status in LogStatus)
@@ -154,19 +153,27 @@ def log_status(
     )
     status_N = np.zeros(len(time_us_N), np.int8)
     status_N[time_us_N > newest_us_N - horizon] = LogStatus.UNCONFIRMED
-    change = None if params.changed_at is None else microseconds(params.changed_at)
-    healthy = entries.where((tags == Tag.HEALTHY) & (True if change is None else entries.end_K > change))
+    healthy = entries.where(tags == Tag.HEALTHY)
     if len(healthy.machine_K):
         # closed: an interval made from labels ends at its last healthy row
         tagged_N = timeline.covered(healthy, closed=True)
-        status_N = np.where(tagged_N, LogStatus.HEALTHY, LogStatus.UNTAGGED).astype(np.int8)
+        # a log whose tags all end before the fleet changed says nothing of what came after
+        speaks_N = ~after_change(time_us_N, params) | after_change(healthy.end_K - 1, params).any()
+        status_N = np.where(tagged_N, LogStatus.HEALTHY, np.where(speaks_N, LogStatus.UNTAGGED, status_N)).astype(
+            np.int8
+        )
     status_N[timeline.covered(started)] = LogStatus.RUN_IN
     status_N[owner_N >= 0] = LogStatus.HORIZON
     status_N[timeline.covered(entries.where(np.isin(tags, EPOCH_TAGS)))] = LogStatus.REPAIR
     status_N[timeline.covered(entries.where(tags == Tag.OFF))] = LogStatus.OFF
     status_N[down_N] = LogStatus.DOWN
-    if change is not None:
-        status_N[time_us_N < change] = LogStatus.BEFORE_CHANGE
     status_N[~ok_N] = LogStatus.QUARANTINED
     owner_N[status_N != LogStatus.HORIZON] = -1
     return status_N, owner_N
+
+
+def after_change(time_us: IntN, params: SplitParams) -> BoolN:
+    """Which times lie at or after the change of the fleet; none where there was none."""
+    if params.changed_at is None:
+        return np.zeros(len(time_us), bool)
+    return np.asarray(time_us >= microseconds(params.changed_at))

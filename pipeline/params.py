@@ -55,6 +55,7 @@ def _known_detector(name: str) -> str:
 
 
 DetectorName = Annotated[str, AfterValidator(_known_detector)]
+ReleaseId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 ScoreName = Annotated[str, AfterValidator(lambda name: name if name == ENSEMBLE else _known_detector(name))]
 
 
@@ -153,6 +154,24 @@ class ValidateParams(Section):
     min_days: Annotated[float, Field(ge=0)] = 2.0  # the set's span; less is a warning
 
 
+class AfterChangeParams(Section):
+    """How the time after a change of the fleet is cut: it is short, and first has to describe every machine anew."""
+
+    train_share: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the time after the change, validation together
+    calibration_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+
+    @model_validator(mode="after")
+    def _shares_leave_a_test_set(self) -> AfterChangeParams:
+        _check_shares(self.train_share, self.calibration_share)
+        return self
+
+
+def _check_shares(train_share: float, calibration_share: float) -> None:
+    if train_share + calibration_share >= 0.95:
+        total = train_share + calibration_share
+        raise ValueError(f"got train_share + calibration_share = {total:.2f}, expected below 0.95")
+
+
 class SplitParams(Section):
     """Log-based exclusion, baseline epochs, and the roles of rows."""
 
@@ -165,14 +184,25 @@ class SplitParams(Section):
     unseen_machine_share: Annotated[float, Field(ge=0, lt=1)] = 0.12
     tune_failure_share: Share = 0.5
     boundaries: Literal["calendar", "machine"] = "calendar"
-    changed_at: dt.datetime | None = None  # the fleet changed here: only later rows train (a provisional release)
+    changed_at: dt.datetime | None = None  # the fleet changed here: a new epoch, calibrated anew (provisional release)
+    changed_machines: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # that changed; None: all
+    after_change: AfterChangeParams = AfterChangeParams()
 
     @model_validator(mode="after")
     def _shares_leave_a_test_set(self) -> SplitParams:
-        if self.train_share + self.calibration_share >= 0.95:
-            total = self.train_share + self.calibration_share
-            raise ValueError(f"got train_share + calibration_share = {total:.2f}, expected below 0.95")
+        _check_shares(self.train_share, self.calibration_share)
         return self
+
+    @model_validator(mode="after")
+    def _machines_changed_at_some_time(self) -> SplitParams:
+        if self.changed_machines is not None and self.changed_at is None:
+            raise ValueError("got changed_machines without changed_at, expected the time of their change")
+        return self
+
+    @property
+    def shares(self) -> SplitParams | AfterChangeParams:
+        """What cuts: the shares of the whole span, or those of the time after a change."""
+        return self if self.changed_at is None else self.after_change
 
     @property
     def purge(self) -> float:
@@ -214,6 +244,11 @@ class OptimiserParams(Section):
         if self.momentum is not None and self.name not in ("sgd", "rmsprop"):
             raise ValueError(f"got momentum={self.momentum} with {self.name}, expected it with sgd or rmsprop only")
         return self
+
+    def fine_tuning(self, settings: FineTuneParams) -> OptimiserParams:
+        """The same from weights that have been trained before: a lower learning rate, and fewer epochs."""
+        rate, epochs = self.learning_rate * settings.learning_rate_factor, min(self.max_epochs, settings.max_epochs)
+        return self.model_copy(update={"learning_rate": rate, "max_epochs": epochs})
 
 
 class NoiseParams(Section):
@@ -329,6 +364,13 @@ class BaselineParams(Section):
         return self.condition_column if self.scope == "machine+condition" else None
 
 
+class FineTuneParams(Section):
+    """What is different where the networks start from the weights of `base_release`."""
+
+    learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the network's own learning rate
+    max_epochs: Count = 6  # where the network's own are not fewer
+
+
 class TrainParams(Section):
     """One section per detector, and what they share."""
 
@@ -339,6 +381,7 @@ class TrainParams(Section):
     score_batch_rows: Annotated[int, Field(ge=64)] = 4096  # every score is computed in a padded batch of this size
     max_rows: Count = 4_000_000  # beyond this, training rows are drawn in whole hours
     baseline: BaselineParams = BaselineParams()
+    fine_tune: FineTuneParams = FineTuneParams()
     autoencoder: AutoencoderParams = AutoencoderParams()
     vae: VaeParams = VaeParams()
     pca: PcaParams = PcaParams()
@@ -488,6 +531,7 @@ class RetrainParams(Section):
     most_per_day: Annotated[int, Field(ge=1)] = 2
     attempts: Annotated[int, Field(ge=1)] = 3  # at one that was cut off or could not reach something
     lease_minutes: Annotated[float, Field(ge=1)] = 10.0  # without a sign of life it is taken for dead
+    start: Literal["scratch", "champion"] = "scratch"  # champion: networks start from its weights (`base_release`)
     gpu_pool: str = "gpu"
     gpu_timeout_minutes: Annotated[float, Field(gt=0)] = 120.0
     wait_for_worker_minutes: Annotated[float, Field(ge=0)] = 10.0  # for one of that pool to come online
@@ -542,7 +586,7 @@ class Params(Section):
     """
 
     seed: int = 7
-    base_release: str | None = None
+    base_release: ReleaseId | None = None  # the networks start from its weights; None: from random ones
     source: SourceParams = SourceParams()
     simulate: SimulateParams = SimulateParams()
     ingest: IngestParams = IngestParams()

@@ -25,9 +25,8 @@ from pipeline.params import Params, load_params
 from pipeline.reference import reference_table
 from pipeline.rows import has_role, load_rows
 from pipeline.schema import ENSEMBLE, MAINTENANCE_SCHEMA, FleetSpec, Role, load_fleet_spec, times_us
-from pipeline.store import atomic_folder, read_json, read_table, sha256_file, sha256_folder, write_json, write_table
+from pipeline.store import atomic_folder, folder_id, read_json, read_table, sha256_file, write_json, write_table
 
-ID_LENGTH = 16
 MANIFEST_PARAMS = ("seed", "detectors", "train", "calibrate", "release", "split")  # as dvc.yaml lists for this stage
 
 
@@ -84,7 +83,7 @@ class Release:
 
 def release_id(folder: Path) -> str:
     """The id of a release folder: the first 16 hex digits of the hash over its names and bytes."""
-    return sha256_folder(folder)[:ID_LENGTH]
+    return folder_id(folder)
 
 
 def load_release(folder: Path | str, expected_id: str | None = None, device: str = "auto") -> Release:
@@ -143,7 +142,8 @@ def build_release(root: Path, params: Params, folder: Path) -> None:
     write_json(folder / "calibration.json", calibration)
     shutil.copyfile(raw / "fleet.yaml", folder / "fleet.yaml")
     maintenance = read_table(raw / "maintenance.parquet", schema=MAINTENANCE_SCHEMA)
-    write_json(folder / "epochs.json", EpochStarts.of_log(maintenance, params.split.changed_at).to_json())
+    epochs = EpochStarts.of_log(maintenance, params.split.changed_at, params.split.changed_machines)
+    write_json(folder / "epochs.json", epochs.to_json())
     detectors = {name: load_detector(folder / "detectors" / name) for name in params.detectors}
     selected = has_role(split, Role.CALIBRATION)
     rng = np.random.default_rng(params.seed)
@@ -184,6 +184,7 @@ def manifest_of(root: Path, folder: Path, params: Params, split: pa.Table, metri
         "files": files,
         "params": params.model_dump(mode="json", include=set(MANIFEST_PARAMS)),
         "seed": params.seed,
+        "base_release": params.base_release,
         "precision": {name: history["precision"] for name, history in histories.items()},
         "device": histories[params.explaining_detector]["device"],
         "threads": params.train.threads,

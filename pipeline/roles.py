@@ -1,5 +1,9 @@
 """Who plays which part: the cut in time, the machines held out as never seen, the roles of rows.
 
+The shares of `split` cut the whole span. Where the fleet changed, they cut the time after the change: what is before it
+trains and describes its own epoch, and of its failures each tunes or judges, but none of its rows says what is healthy
+now.
+
 Shape legend: N rows, M machines, K failures.
 """
 
@@ -14,6 +18,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.epochs import microseconds
 from pipeline.log_status import IntegerN, LogStatus
 from pipeline.params import SplitParams
 from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, BoolN, IntN, Role
@@ -27,9 +32,13 @@ TRAIN, CALIBRATION, TEST = 0, 2, 4  # phases; the odd ones are the gaps
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Microseconds since 1970, (M,) each: a machine's span and the edges inside it."""
+    """Microseconds since 1970, (M,) each: a machine's span and the edges inside it.
+
+    `cut_from` is where the part begins that the shares are of: the change of the fleet, or `start` where there is none.
+    """
 
     start: IntN
+    cut_from: IntN
     train_end: IntN
     calibration_start: IntN
     calibration_end: IntN
@@ -50,7 +59,10 @@ class Boundaries:
 
 
 def boundaries_of(machine_N: IntegerN, time_us_N: IntN, usable_N: BoolN, count: int, params: SplitParams) -> Boundaries:
-    """The spans of the usable rows, one for all machines or one for each, and the edges inside them."""
+    """The spans of the usable rows, one for all machines or one for each, and the edges inside them.
+
+    A machine without rows after the change of the fleet has nothing but a train span.
+    """
     latest, earliest = np.iinfo(np.int64).max, np.iinfo(np.int64).min
     start, end = np.full(count, latest), np.full(count, earliest)
     if params.boundaries == "machine":
@@ -59,14 +71,16 @@ def boundaries_of(machine_N: IntegerN, time_us_N: IntN, usable_N: BoolN, count: 
         start, end = np.where(start > end, 0, start), np.where(start > end, 0, end)
     else:
         start[:], end[:] = time_us_N[usable_N].min(), time_us_N[usable_N].max()
-    span = end - start
+    change = np.iinfo(np.int64).min if params.changed_at is None else microseconds(params.changed_at)
+    cut_from, shares = np.maximum(start, change), params.shares
+    span = np.maximum(end - cut_from, 0)
     # a third of what train and calibration leave stays for the test, however short the data
-    gap_share = min(MAX_PURGE_SHARE, (1 - params.train_share - params.calibration_share) / 3)
+    gap_share = min(MAX_PURGE_SHARE, (1 - shares.train_share - shares.calibration_share) / 3)
     purge = np.minimum(round(params.purge * MICROSECONDS_PER_HOUR), (gap_share * span).astype(np.int64))
-    train_end = start + (params.train_share * span).astype(np.int64)
+    train_end = cut_from + (shares.train_share * span).astype(np.int64)
     calibration_start = train_end + purge
-    calibration_end = calibration_start + (params.calibration_share * span).astype(np.int64)
-    return Boundaries(start, train_end, calibration_start, calibration_end, calibration_end + purge, end)
+    calibration_end = calibration_start + (shares.calibration_share * span).astype(np.int64)
+    return Boundaries(start, cut_from, train_end, calibration_start, calibration_end, calibration_end + purge, end)
 
 
 def unseen_machines(machines: Sequence[str], share: float) -> BoolN:
@@ -93,7 +107,8 @@ class LogRows:
     phase_N: npt.NDArray[np.int8]
     edges: Boundaries
     unseen_M: BoolN
-    open_N: BoolN  # in an alert that nobody has answered: neither trains nor validates
+    open_N: BoolN  # in an alert that nobody has answered: neither trains, validates nor describes its machine
+    changed: bool  # the fleet or a group of it changed within the span
 
     @cached_property
     def fit_N(self) -> BoolN:
@@ -132,24 +147,29 @@ def roles_of(rows: LogRows, tunes_K: BoolN, validation_share: float) -> tuple[np
     """
     phase_N, edges = rows.phase_N, rows.edges
     unseen_N = rows.unseen_M[rows.machine_N]
-    train_N = rows.fit_N & (phase_N == TRAIN) & ~unseen_N & ~rows.open_N
-    span_N = (edges.train_end - edges.start)[rows.machine_N]
-    validation_N, recut = validation_rows(
-        rows.time_us_N, edges.start[rows.machine_N], span_N, train_N, validation_share
-    )
+    fits_N = rows.fit_N & (phase_N == TRAIN) & ~rows.open_N
+    train_N = fits_N & ~unseen_N
+    # days are dealt before and after a change apart: the hours after it would fall into one of them
+    new_N = rows.time_us_N >= edges.cut_from[rows.machine_N]
+    begin_N = np.where(new_N, edges.cut_from[rows.machine_N], edges.start[rows.machine_N])
+    end_N = np.where(new_N, edges.train_end[rows.machine_N], edges.cut_from[rows.machine_N])
+    validation_N, recut = validation_rows(rows.time_us_N, begin_N, end_N - begin_N, train_N, validation_share)
     judged_N = np.isin(rows.status_N, [LogStatus.HEALTHY, LogStatus.UNCONFIRMED])
     horizon_N = rows.owner_N >= 0
     tune_N = horizon_N & (tunes_K[rows.owner_N] if len(tunes_K) else False) & ~unseen_N
     first_M = edges.start + (FIRST_TUNE_SHARE * (edges.end - edges.start)).astype(np.int64)
+    old_enough_N = rows.time_us_N > first_M[rows.machine_N]
     later_N = (phase_N == TEST) | (unseen_N & (phase_N > TRAIN))
+    if rows.changed:  # few failures come after a change: the older ones judge too, each in its own epoch
+        later_N |= old_enough_N
     role_N = np.full(len(phase_N), ROLE[Role.NONE], np.int8)
     for role, mask_N in (
         (Role.TRAIN, train_N),
         (Role.VALIDATION, validation_N),
-        (Role.BASELINE, rows.fit_N & (phase_N == TRAIN) & unseen_N),
+        (Role.BASELINE, fits_N & unseen_N),
         (Role.CALIBRATION, rows.fit_N & (phase_N == CALIBRATION) & ~unseen_N),
         (Role.TEST, judged_N & (phase_N == TEST)),
-        (Role.TUNE, tune_N & (rows.time_us_N > first_M[rows.machine_N])),
+        (Role.TUNE, tune_N & old_enough_N),
         (Role.TEST, horizon_N & ~tune_N & later_N),
     ):
         role_N[mask_N] = ROLE[role]

@@ -1,7 +1,8 @@
 """Log status and baseline epoch of every row, then its role: train, validation, calibration, tune or test.
 
 The log speaks before anything is cleaned, and the cut is in time: train and validation, a purge gap, calibration, a
-purge gap, test. A share of the machines, known by a hash of the name, is held out as never seen.
+purge gap, test. A share of the machines, known by a hash of the name, is held out as never seen. After a change of the
+fleet, or of a group of it, the time after the change is cut so; all that is before it trains, and its failures judge.
 
 Shape legend: N rows, M machines, K failures.
 """
@@ -17,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.after_change import change_figures, change_notes
 from pipeline.answers import read_feedback
 from pipeline.epochs import EpochStarts, epoch_of_rows, microseconds, moment_of
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.log_status import LOG_STATUSES, IntegerN, LogStatus, Timeline, alerts_of, intervals_of, log_status
-from pipeline.params import SplitParams, load_params
+from pipeline.params import BaselineParams, SplitParams, load_params
 from pipeline.roles import (
     CALIBRATION,
     ROLE,
@@ -72,6 +74,7 @@ def split(
     failures: pa.Table,
     params: SplitParams,
     feedback: pa.Table | None = None,
+    min_looks: int = BaselineParams().min_rows,
 ) -> SplitResult:
     """Log status, epoch, role and label of every row.
 
@@ -81,7 +84,8 @@ def split(
         failures: FAILURE_SCHEMA, with the role (tune or test) that each failure has for ever.
         params: split section.
         feedback: FEEDBACK_SCHEMA; rows of a confirmed alert and of the horizon before it are not healthy, those of an
-            open one neither train nor validate, a dismissed one changes nothing. Unknown machines are counted.
+            open one neither train, validate nor describe, a dismissed one changes nothing. Unknown ones are counted.
+        min_looks: rows below which an epoch has no baseline of its own (`train.baseline.min_rows`), for the notes.
 
     Raises:
         ContractError: no healthy rows, or none left to train or to calibrate on.
@@ -97,7 +101,10 @@ def split(
     label_N = np.full(len(role_N), LABELS.index(Label.UNKNOWN), np.int8)
     label_N[rows.healthy_N] = LABELS.index(Label.HEALTHY)
     label_N[rows.status_N == LogStatus.HORIZON] = LABELS.index(Label.FAULTY)
-    epoch_N = epoch_of_rows(machine_N, rows.time_us_N, machines, maintenance, params.changed_at)
+    epoch_N = epoch_of_rows(
+        machine_N, rows.time_us_N, machines, maintenance, params.changed_at, params.changed_machines
+    )
+    change = change_figures(rows, role_N, epoch_N, machines, params, min_looks)
     columns = [
         *(status[field.name].cast(field.type) for field in KEY_FIELDS),
         dictionary_column(rows.status_N, LOG_STATUSES),
@@ -113,7 +120,11 @@ def split(
         "failures": _failure_metrics(rows, role_N, tunes_K, failures, machines),
         "machine_epochs": _pairs(machine_N, epoch_N),
         "boundaries": _boundary_metrics(rows.edges, machines, params),
-        "notes": _notes(rows, role_N, recut, machines, maintenance, failures, feedback, params),
+        "change": change,
+        "notes": [
+            *_notes(rows, role_N, recut, machines, maintenance, failures, feedback, params),
+            *change_notes(change, params),
+        ],
     }
     return SplitResult(pa.Table.from_arrays(columns, schema=SPLIT_SCHEMA), metrics)
 
@@ -133,9 +144,9 @@ def _rows(
     # a suspect row may be the failure itself: it is judged like any other, and no model learns from it
     kept_N, trusted_N = (np.isin(quality_N, [names.index(n) for n in names if n in kept]) for kept in (KEPT, TRUSTED))
     change = None if params.changed_at is None else microseconds(params.changed_at)
-    usable_N = kept_N if change is None else kept_N & (time_us_N >= change)
-    _check_usable(kept_N, usable_N, params)
-    edges = boundaries_of(machine_N, time_us_N, usable_N, len(machines), params)
+    new_N = time_us_N >= (np.iinfo(np.int64).min if change is None else change)
+    _check_usable(kept_N, kept_N & new_N, params)
+    edges = boundaries_of(machine_N, time_us_N, kept_N, len(machines), params)
     timeline = Timeline(machine_N, time_us_N, len(machines))
     newest_N = edges.end[machine_N]
     status_N, owner_N = log_status(timeline, time_us_N, kept_N, newest_N, machines, maintenance, failures, params)
@@ -144,8 +155,9 @@ def _rows(
     ill = confirmed.begun_before(round(params.horizon_hours * MICROSECONDS_PER_HOUR))
     status_N[timeline.covered(ill, closed=True) & (status_N < LogStatus.ALERT)] = LogStatus.ALERT
     open_N = timeline.covered(opened, closed=True)
-    fitting = [LogStatus.HEALTHY] if change is None else [LogStatus.HEALTHY, LogStatus.UNCONFIRMED]
-    healthy_N = np.isin(status_N, fitting)
+    healthy_N = status_N == LogStatus.HEALTHY
+    if change is not None:  # so soon after it nothing is confirmed; what is before it can wait for its confirmation
+        healthy_N |= new_N & (status_N == LogStatus.UNCONFIRMED)
     fit_N = healthy_N & trusted_N
     if not fit_N.any():
         got = f"none of {len(fit_N)} rows ({_shares(status_N)})"
@@ -153,14 +165,26 @@ def _rows(
         raise ContractError.of("healthy rows", got=got, expected=hint, where=WHERE)
     unseen_M = unseen_machines(machines, params.unseen_machine_share)
     phase_N = edges.phase(machine_N, time_us_N)
-    return LogRows(machine_N, time_us_N, status_N, owner_N, healthy_N, trusted_N, phase_N, edges, unseen_M, open_N)
+    return LogRows(
+        machine_N,
+        time_us_N,
+        status_N,
+        owner_N,
+        healthy_N,
+        trusted_N,
+        phase_N,
+        edges,
+        unseen_M,
+        open_N,
+        change is not None,
+    )
 
 
-def _check_usable(kept_N: BoolN, usable_N: BoolN, params: SplitParams) -> None:
+def _check_usable(kept_N: BoolN, new_N: BoolN, params: SplitParams) -> None:
     if not kept_N.any():
         got = f"none ({len(kept_N)} rows, all quarantined)"
         raise ContractError.of("healthy rows", got=got, expected="at least one", where="data/status/validate.parquet")
-    if not usable_N.any():
+    if not new_N.any():
         got, expected = str(params.changed_at), "a time before the newest row"
         raise ContractError.of("changed_at", got=got, expected=expected, where="params.yaml, split")
 
@@ -171,11 +195,12 @@ def _check_roles(rows: LogRows, role_N: npt.NDArray[np.int8]) -> None:
         if (role_N == ROLE[role]).any():
             continue
         in_span_N = rows.phase_N == phase
-        in_span_N &= ~np.isin(rows.status_N, [LogStatus.BEFORE_CHANGE, LogStatus.QUARANTINED])
+        in_span_N &= rows.status_N != LogStatus.QUARANTINED
         unseen = int((in_span_N & rows.unseen_M[rows.machine_N]).sum())
         shares = _shares(rows.status_N[in_span_N])
         got = f"none of {int(in_span_N.sum())} in its span ({shares}; {unseen} of unseen machines)"
-        expected = f"at least one; see split.{key}, split.horizon_hours and split.unseen_machine_share"
+        share = f"split.after_change.{key}" if rows.changed else f"split.{key}"
+        expected = f"at least one; see {share}, split.horizon_hours and split.unseen_machine_share"
         raise ContractError.of(f"{role} rows", got=got, expected=expected, where=WHERE)
 
 
@@ -220,7 +245,7 @@ def _failure_metrics(
             why = "its machine has no spectra"
         elif horizon_K[index] == 0:
             why = "no usable row lies in its horizon"
-        elif tunes_K[index]:
+        elif tunes_K[index] or rows.changed:
             why = "its horizon lies in the first tenth of the span"
         else:
             why = "its horizon lies before the test span"
@@ -237,7 +262,7 @@ def _failure_metrics(
 
 
 def _boundary_metrics(edges: Boundaries, machines: Sequence[str], params: SplitParams) -> dict[str, Any]:
-    names = ("start", "train_end", "calibration_start", "calibration_end", "test_start", "end")
+    names = ("start", "cut_from", "train_end", "calibration_start", "calibration_end", "test_start", "end")
 
     def of(code: int) -> dict[str, str]:
         return {name: _iso(int(getattr(edges, name)[code])) for name in names}
@@ -263,7 +288,7 @@ def _notes(
 ) -> list[str]:
     """What a reader must know about this split, in sentences."""
     notes, edges = [], rows.edges
-    gaps = (edges.calibration_start - edges.train_end)[edges.end > edges.start]
+    gaps = (edges.calibration_start - edges.train_end)[edges.end > edges.cut_from]
     if len(gaps) and gaps.min() < round(params.purge * MICROSECONDS_PER_HOUR):
         shortest = gaps.min() / MICROSECONDS_PER_HOUR
         notes.append(f"The data are short: purge gaps of {shortest:.4g} h instead of {params.purge:g} h.")
@@ -280,21 +305,20 @@ def _notes(
         notes.append("The train span is too short for validation days: its latest rows validate.")
     if not (role_N == ROLE[Role.TEST]).any():
         notes.append("No row is left for the test.")
-    if params.changed_at is not None:
-        notes.append(f"Provisional: rows before the change at {params.changed_at.isoformat()} are not used.")
     return notes
 
 
 def main() -> None:
     """Read data/raw and the status of `validate`; write data/status/split.parquet and metrics/split.json."""
-    raw = Path("data/raw")
+    raw, params = Path("data/raw"), load_params()
     names = [*(field.name for field in KEY_FIELDS), "status"]
     result = split(
         read_table("data/status/validate.parquet", names, VALIDATE_SCHEMA),
         read_table(raw / "maintenance.parquet", schema=MAINTENANCE_SCHEMA),
         read_table(raw / "failures.parquet", schema=FAILURE_SCHEMA),
-        load_params().split,
+        params.split,
         read_feedback(raw),
+        params.train.baseline.min_rows,
     )
     write_table("data/status/split.parquet", result.table)
     write_json("metrics/split.json", result.metrics)

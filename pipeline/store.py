@@ -28,6 +28,7 @@ from pipeline.schema import BoolN, FleetSpec, FloatNF, codes_and_names, spectra_
 ROW_GROUP_ROWS = 65_536  # one leaf column decodes on one thread per row group: small groups read twice as fast
 READ_THREADS = 2
 DAY_PATTERN = "*.parquet"
+ID_LENGTH = 16
 
 
 @contextlib.contextmanager
@@ -398,3 +399,8 @@ def sha256_folder(path: Path | str) -> str:
         if file.is_file():
             digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
     return digest.hexdigest()
+
+
+def folder_id(path: Path | str) -> str:
+    """The first ID_LENGTH hex digits of `sha256_folder`: what a release is known by."""
+    return sha256_folder(path)[:ID_LENGTH]

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.base_release import base_network
 from pipeline.detectors import Detector, Fitting, TrainingRows, choose_device, fit_baselines, make_detector
 from pipeline.detectors.base import write_history
 from pipeline.engine import choose_precision, discard
@@ -89,7 +90,9 @@ def fit_detector(
         log=fleet.kind == "spectrum",
     )
     code_N = baselines.codes(material.keys)
-    own_share = float(baselines.is_own(code_N[parts.train_N]).mean())
+    own_N = baselines.is_own(code_N)
+    own_share = float(own_N[parts.train_N].mean())
+    in_newest_N = parts.describes_N & in_newest_epoch(material.keys)
     if settings.scope != "global" and own_share < FEW_OWN:
         say(
             f"only {own_share:.0%} of the training rows have a baseline of their own: each machine, epoch and "
@@ -116,8 +119,21 @@ def fit_detector(
         "keys": baselines.own,
         "fleet_conditions": len(baselines.conditions),
         "own_share": round(own_share, 4),  # of the training rows
+        # after a change of the fleet the newest epochs are short, and the training rows are of older ones
+        "own_share_newest_epochs": round(float(own_N[in_newest_N].mean()), 4) if in_newest_N.any() else None,
     }
     return detector, history
+
+
+def in_newest_epoch(keys: RowKeys) -> BoolN:
+    """Which rows (N,) are of the newest baseline epoch of their machine, as far as the rows show.
+
+    >>> in_newest_epoch(RowKeys.of(["a", "b"], np.array([0, 0, 1]), np.array([0, 1, 0])))
+    array([False,  True,  True])
+    """
+    newest_M = np.zeros(len(keys.machines), np.int64)
+    np.maximum.at(newest_M, keys.machine_N, keys.epoch_N)
+    return np.asarray(keys.epoch_N == newest_M[keys.machine_N])
 
 
 def training_table(folder: Path) -> tuple[pa.Table, BoolN]:
@@ -152,7 +168,12 @@ def run(name: str, params: Params, root: Path) -> None:
         live=traces / "live",
         scratch=home / "scratch",
         key=_key(name, params.train),
+        base=base_network(root, params.base_release, name) if name in NEURAL_DETECTORS else None,
+        fine_tune=params.train.fine_tune,
     )
+    if name in NEURAL_DETECTORS and params.base_release is not None:
+        weights = "its weights" if fitting.base else "random weights, since it has no such network"
+        say(f"base release {params.base_release}: training starts from {weights}")
     detector, history = fit_detector(name, material, fleet, params.train, fitting)
     with atomic_folder(root / "data/models" / name) as folder:
         detector.save(folder)

@@ -227,24 +227,6 @@ def test_machine_boundaries_follow_each_life():
     assert set(result.metrics["boundaries"]["machines"]) == {"a", "b"}
 
 
-def test_after_a_change_unconfirmed_rows_train():
-    params = SplitParams(changed_at=day(96), purge_hours=6, unseen_machine_share=0.0)
-    result = split(status_table(per_day=24), log(), failure_table(), params)
-    table = result.table
-    assert column(table, "log_status", "a", 95.75) == "before_change"
-    assert column(table, "role", "a", 95.75) == "none"
-    assert column(table, "epoch", "a", 95.75) == 0
-    assert column(table, "epoch", "b", 96) == 1
-    assert column(table, "log_status", "a", 97) == "unconfirmed"
-    assert column(table, "role", "a", 96) in ("train", "validation")
-    assert column(table, "label", "a", 97) == "healthy"
-    assert result.metrics["rows"]["by_role"]["calibration"] > 0
-    assert result.metrics["boundaries"]["start"] == day(96).isoformat(timespec="seconds")
-    train_end = dt.datetime.fromisoformat(result.metrics["boundaries"]["train_end"])
-    gap = dt.datetime.fromisoformat(result.metrics["boundaries"]["calibration_start"]) - train_end
-    assert abs(gap - dt.timedelta(hours=6)) <= dt.timedelta(seconds=1)
-
-
 @pytest.mark.parametrize(
     ("status", "entries", "params", "message"),
     [
@@ -253,6 +235,12 @@ def test_after_a_change_unconfirmed_rows_train():
         (status_table(), [("a", "off", 46, 80), ("b", "off", 46, 80)], SEEN, "calibration rows: got none of"),
         (status_table(days=2, quarantined=range(16)), [], SEEN, "all quarantined"),
         (status_table(), [], SplitParams(changed_at=day(300)), "changed_at: got 2025-10-28"),
+        (
+            status_table(),
+            [("a", "off", 98, 101), ("b", "off", 98, 101)],
+            SplitParams(changed_at=day(96)),
+            r"calibration rows: got none of .*100 % off.*split\.after_change\.calibration_share",
+        ),
         (status_table(days=4), [], SEEN, "healthy rows: .*unconfirmed.*horizon_hours"),
     ],
 )

@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 from pipeline.detectors.baseline import BaselineTable, Tables, baselines_from
 from pipeline.engine import FeatureRows, Precision, Run, autocast
 from pipeline.errors import ContractError, ReleaseError
+from pipeline.params import FineTuneParams
 from pipeline.schema import FloatN, FloatNF, IntN
 from pipeline.store import read_json, write_json, write_text
 
@@ -53,7 +54,8 @@ class Fitting:
     """How to fit: seed, device, where progress is told, and places on disk (None: nothing is written).
 
     `checkpoint` survives a killed process, `live` holds figures per epoch, `scratch` rows that do not fit into memory;
-    `key` is what decides the result beside seed, rows and optimiser (parameters, version of the code).
+    `key` is what decides the result beside seed, rows and optimiser (parameters, version of the code). `base` is the
+    folder of the same network of another release, whose weights are the first; None: they are random.
     """
 
     seed: int
@@ -64,6 +66,8 @@ class Fitting:
     scratch: Path | None = None
     key: str = ""
     compile: bool = False
+    base: Path | None = None
+    fine_tune: FineTuneParams = field(default_factory=FineTuneParams)
 
     def run(self, name: str, precision: Precision) -> Run:
         """What the engine is told, for a network of this name."""
@@ -77,6 +81,7 @@ class Fitting:
             live=self.live,
             key=self.key,
             compile=self.compile,
+            fine_tunes=self.base is not None,
         )
 
 

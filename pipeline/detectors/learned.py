@@ -8,18 +8,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.detectors.base import Arrays, Detector, Fitting, TrainingRows
+from pipeline.detectors.base import Arrays, Detector, Fitting, TrainingRows, load_arrays
 from pipeline.detectors.baseline import BaselineTable
 from pipeline.detectors.latent import Tail, code_statistics, nearest_codes, residual_variance
 from pipeline.detectors.networks import Matrices, make_layers, use_matrices
 from pipeline.detectors.objectives import BIN_LOG_VARIANCE, INPUT_LIMIT, bounded
 from pipeline.engine import FeatureRows, autocast, train_network
+from pipeline.errors import ReleaseError
 from pipeline.params import NetworkParams
 from pipeline.schema import FloatN, FloatNF
 
@@ -87,6 +89,7 @@ class NeuralDetector(Detector):
     ) -> None:
         super().__init__(baselines, batch_rows, device)
         self.params = params or self.default_params()
+        self.fine_tunes = False  # its first weights have been trained before
         self._statistics: dict[str, torch.Tensor] = {}
         self._tails: dict[str, Tail] = {}
 
@@ -128,13 +131,16 @@ class NeuralDetector(Detector):
     def fit(self, rows: TrainingRows, fitting: Fitting) -> dict[str, Any]:
         """Train with early stopping on the validation rows; the best weights are kept.
 
-        A network that is dead is trained again from another seed, at most `restarts` times.
+        With `fitting.base` training starts from the weights that stand there, at a lower learning rate and for fewer
+        epochs; what is usual (codes, residuals, distances) is fitted on these rows alone. A network that is dead is
+        trained again from another seed and random weights, at most `restarts` times.
 
         Returns:
-            The history of the last training (see `train_network`), with `restarts` and all warnings.
+            The history of the last training (see `train_network`), with `restarts`, `fine_tuned` and all warnings.
 
         Raises:
             ContractError: rows with NaN or infinity.
+            ReleaseError: the weights at `fitting.base` are of another architecture than the parameters say.
             HearkenError: no epoch ended with a finite loss.
         """
         train = self.feature_rows(rows, fitting, INPUT_LIMIT)
@@ -189,9 +195,9 @@ class NeuralDetector(Detector):
             tried += 1
             warnings.append(f"Dead network: {died}; training started again from another seed ({tried} of {restarts}).")
             fitting.say(warnings[-1])
-            again = replace(fitting, seed=fitting.seed + tried * SEED_STEP)
+            again = replace(fitting, seed=fitting.seed + tried * SEED_STEP, base=None)
             history = self._try(train, validation_NF, probe_BF, again, last=tried == restarts)
-        return history | {"restarts": tried}
+        return history | {"restarts": tried, "fine_tuned": self.fine_tunes}
 
     def _try(
         self, train: FeatureRows, validation_NF: torch.Tensor, probe_BF: torch.Tensor, fitting: Fitting, *, last: bool
@@ -200,13 +206,51 @@ class NeuralDetector(Detector):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fitting.seed)
             self.build()
+        optimiser, self.fine_tunes = self.params.optimiser, fitting.base is not None
+        if fitting.base is not None:
+            self._take_weights(fitting.base)
+            optimiser = optimiser.fine_tuning(fitting.fine_tune)
         loss = self.loss if last else _Watched(self, probe_BF)
         run = fitting.run(self.name, self.precision)
         try:
-            history = train_network(self.network, loss, train, validation_NF, self.params.optimiser, run)
+            history = train_network(self.network, loss, train, validation_NF, optimiser, run)
         except DeadNetwork as death:
             return {"died": str(death)}
         return history | {"died": self.what_is_dead(probe_BF)}
+
+    def _take_weights(self, base: Path) -> None:
+        """Weights of the same network as another release has them; buffers stay as they were built.
+
+        Raises:
+            ReleaseError: it has another architecture, or sees other numbers.
+        """
+        manifest, arrays = load_arrays(base)
+        theirs = manifest["settings"]["params"]
+        kinds = {True: "spectrum", False: "features"}
+        for what, expected, got in (
+            ("bins of the data", manifest["bins"], self.baselines.bins),
+            ("kind of the data", kinds[manifest["baselines"]["log"]], kinds[self.baselines.log]),
+            *((f"train.{self.name}.{name}", theirs[name], own) for name, own in self._layer_settings().items()),
+        ):
+            if expected != got:
+                raise ReleaseError(
+                    f"{what}: got {got}, expected {expected} as the weights of base_release have it "
+                    f"(or base_release: null, in params.yaml), in {base}."
+                )
+        weights = {f"network.{name}": value for name, value in self.network.named_parameters()}
+        missing = [name for name, value in weights.items() if arrays.get(name, np.empty(0)).shape != tuple(value.shape)]
+        if missing:
+            raise ReleaseError(f"base_release: got no fitting {', '.join(missing)}, expected all layers, in {base}.")
+        with torch.no_grad():
+            for name, value in weights.items():
+                value.copy_(torch.from_numpy(np.array(arrays[name])))
+
+    def _layer_settings(self) -> dict[str, Any]:
+        """The parameters that decide which weights there are and what they mean, as a manifest has them."""
+        own = self.params.model_dump(mode="json")
+        shape = ("channels", "kernel") if self.params.architecture == "convolutional" else ("layers",)
+        learned = {"loss": own["loss"]} if self.params.loss == "gaussian" else {}
+        return {name: own[name] for name in ("architecture", "latent", *shape, "activation")} | learned
 
     @torch.inference_mode()
     def what_is_dead(self, probe_BF: torch.Tensor) -> str:

@@ -100,6 +100,8 @@ class VaeDetector(NeuralDetector):
 
     def _annealed(self, epoch: int) -> float:
         settings = self.params
+        if self.fine_tunes:  # the decoder uses its code already: without the whole beta it would have to unlearn
+            return 1.0
         return annealed(
             settings.annealing,
             epoch,

@@ -55,7 +55,7 @@ def fingerprint(
     digest = hashlib.sha256()
     facts = [
         settings.model_dump(mode="json"),
-        [run.seed, run.device.type, run.precision, run.compile, run.key],
+        [run.seed, run.device.type, run.precision, run.compile, run.fine_tunes, run.key],
         [torch.__version__, torch.get_num_threads(), repr(network)],
         [len(rows), rows.bins, len(validation), rows.starts_K[:2].tolist(), len(rows.starts_K)],
     ]

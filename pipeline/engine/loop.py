@@ -237,8 +237,8 @@ class _Training:
         cap_hit = state.stopped == "all epochs" and state.best_epoch > settings.max_epochs - settings.patience
         warnings = list(state.warnings)
         if cap_hit:
-            advice = f"train.{self.run.name}.optimiser.max_epochs ({settings.max_epochs})"
-            warnings.append(f"The validation loss still fell when training stopped at {advice}.")
+            stopped_at = f"{self.run.epochs_setting} ({settings.max_epochs})"
+            warnings.append(f"The validation loss still fell when training stopped at {stopped_at}.")
         return {
             "epochs": state.epochs,
             "best_epoch": state.best_epoch,

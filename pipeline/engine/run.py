@@ -28,7 +28,7 @@ class Run:
     `name` stands in messages; `seed` decides the order of rows and the noise (the weights come with the network);
     `checkpoint` is a folder that survives a killed process (None: nothing is kept); `key` is what decides the result
     beside what the engine sees itself, such as the parameters of the loss and the version of the code; `live` the
-    folder of DVCLive's figures per epoch.
+    folder of DVCLive's figures per epoch; `fine_tunes`: the first weights have been trained before.
     """
 
     name: str
@@ -40,3 +40,9 @@ class Run:
     live: Path | None = None
     key: str = ""
     compile: bool = False
+    fine_tunes: bool = False
+
+    @property
+    def epochs_setting(self) -> str:
+        """The setting that says how many epochs there are at most."""
+        return "train.fine_tune.max_epochs" if self.fine_tunes else f"train.{self.name}.optimiser.max_epochs"

@@ -41,7 +41,6 @@ LOG_STATUS_WORDS = {
     "off": "off",
     "untagged": "not tagged healthy",
     "unconfirmed": "younger than the horizon",
-    "before_change": "before the fleet changed",
     "quarantined": "quarantined by validation",
 }
 ROLE_WORDS = {
