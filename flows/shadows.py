@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from flows import registry
-from flows.database import utc_now
+from flows.database import reading, utc_now
 from flows.registry import ReleaseRow, ReleaseState
 from flows.releases.entry import promote_checked
 from flows.service.ledger import newest_time
@@ -115,6 +115,11 @@ def judge_shadow(engine: Engine, settings: Settings, params: Params, row: Releas
         promote_checked(engine, row.id, who="monitor", note="no other release was in service")
         return f"shadow {row.id}: promoted, no other release was in service"
     champion = load_release(settings.releases / champion_row.id, champion_row.id)
+    first = _champion_of(engine, row.id)
+    if first not in (None, champion.id, champion.manifest.get("recalibrated_from")):
+        why = f"release v{champion_row.version} has entered service since: with other weights there nothing compares"
+        refuse(engine, row.id, why)
+        return f"shadow {row.id}: refused: {why}"
     decision = judge_later(champion, challengers, folder / DATA, None, params.gate, params.evaluate)
     registry.keep_decision(engine, row.id, decision.to_dict())
     keep_record(settings, row.id, decision, f"Release v{row.version} against v{champion_row.version}", row.shadow_until)
@@ -127,6 +132,12 @@ def judge_shadow(engine: Engine, settings: Settings, params: Params, row: Releas
     if decision.verdict is Verdict.WAIT and _end_when_due(engine, row, f"deadline passed: {decision.reason}"):
         return f"shadow {row.id}: refused, its deadline has passed: {decision.reason}"
     return f"shadow {row.id}: waits: {decision.reason}"
+
+
+def _champion_of(engine: Engine, identity: str) -> str | None:
+    """The release that was in service when a challenger was built."""
+    with Session(reading(engine)) as session:
+        return session.scalar(sa.select(Retraining.champion_id).where(Retraining.challenger_id == identity).limit(1))
 
 
 def _end_when_due(engine: Engine, row: ReleaseRow, why: str) -> bool:
