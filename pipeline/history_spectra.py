@@ -87,13 +87,9 @@ def _spectra(
     if source.axis_by_row:
         got = "a file whose rows hold one axis each"
         raise ContractError.of("upload", got=got, expected="whole spectra in its rows", where=where)
-    order = np.argsort(row_N, kind="stable")
     found_NF, condition_N, seen = np.empty((len(row_N), bins), np.float32), np.full(len(row_N), "", object), 0
     wanted_us, wanted_name = times_us(rows["timestamp"]), rows["machine_id"][0].as_py()
-    for begin, table in _tables(source, file, row_N):
-        first, last = np.searchsorted(row_N[order], [begin, begin + table.num_rows])
-        mine = order[first:last]
-        own = table.take(pa.array(row_N[mine] - begin))
+    for mine, own in wanted_rows(source, file, row_N):
         same = own["machine_id"].cast(pa.string()).to_pylist() == [wanted_name] * len(mine)
         if not same or not (source.times_are_counted or np.array_equal(times_us(own["timestamp"]), wanted_us[mine])):
             raise _others(where)
@@ -110,17 +106,27 @@ def _others(where: str) -> ContractError:
     return ContractError.of("upload", got="other rows than when it was scored", expected="the same", where=where)
 
 
-def _tables(source: Source, file: SourceFile, row_N: IntN) -> Iterator[tuple[int, pa.Table]]:
-    """Tables of the contract with the number of their first row; of Parquet only row groups with a wanted row."""
-    form, place = source.forms[file.name], source.place
+def wanted_rows(source: Source, file: SourceFile, row_N: IntN) -> Iterator[tuple[IntN, pa.Table]]:
+    """Some rows of an upload as tables of the contract, each with the places of its rows in `row_N`.
+
+    Of Parquet only row groups with a wanted row are read, and only wanted rows become what the contract wants.
+
+    Raises:
+        ContractError: it is damaged, or too short for a wanted row.
+    """
+    form, place, order = source.forms[file.name], source.place, np.argsort(row_N, kind="stable")
+    sorted_N = row_N[order]
     if form.csv is not None or form.channels:
         begin = 0
         for table in source.tables(file):
-            yield begin, table
+            mine = order[slice(*np.searchsorted(sorted_N, [begin, begin + table.num_rows]))]
+            if len(mine):
+                yield mine, table.take(pa.array(row_N[mine] - begin))
             begin += table.num_rows
         return
     where = place.where(file.name)
     reader = TableReader(form, source.layout, source.clock, source.unit, where, str, Counts())
+    counted = source.times_are_counted  # then each row counts, wanted or not
     with place.open_arrow(file.name) as stream:
         parquet = open_parquet(stream, where, place)
         sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
@@ -131,8 +137,13 @@ def _tables(source: Source, file: SourceFile, row_N: IntN) -> Iterator[tuple[int
             begin = int(bounds[group])
             try:
                 for batch in parquet.iter_batches(batch_rows(form.bins), [group], reader.columns(None)):
-                    yield begin, reader.read(pa.Table.from_batches([batch]))
+                    mine = order[slice(*np.searchsorted(sorted_N, [begin, begin + batch.num_rows]))]
+                    raw, index = pa.Table.from_batches([batch]), pa.array(row_N[mine] - begin)
                     begin += batch.num_rows
+                    if counted:
+                        yield mine, reader.read(raw).take(index)
+                    elif len(mine):
+                        yield mine, reader.read(raw.take(index))
             except (pa.ArrowException, OSError) as error:
                 got = first_line(error)
                 raise ContractError.of("Parquet", got=got, expected="a whole Parquet file", where=where) from None

@@ -468,7 +468,7 @@ class ReleaseParams(Section):
     """What goes into service."""
 
     detector: ScoreName = "ensemble"  # its tiers raise alerts; or one detector
-    reference_rows: Annotated[int, Field(ge=100, le=200_000)] = 6000
+    reference_rows: Annotated[int, Field(ge=100, le=400_000)] = 40_000  # of drift, the same of each machine and day
 
 
 class ReportParams(Section):
@@ -510,15 +510,29 @@ class NotifyParams(Section):
     keep_trying_hours: Annotated[float, Field(gt=0, le=24 * 30)] = 24.0  # then a notice is given up
 
 
+class ColumnParams(Section):
+    """How one column of the comparison is measured, and beyond which distance it has drifted."""
+
+    method: Literal["wasserstein", "jensenshannon"] | None = None  # None: what the release's limits are calibrated for
+    threshold: Annotated[float, Field(gt=0)] | None = None  # None: calibrated on healthy history
+
+    @model_validator(mode="after")
+    def _method_has_threshold(self) -> ColumnParams:
+        if self.method is not None and self.threshold is None:
+            raise ValueError(f"got method={self.method} without a threshold, expected both: limits are of one method")
+        return self
+
+
 class MonitorParams(Section):
     """Drift of the fleet against the reference of the release in service."""
 
-    days: Annotated[float, Field(gt=0)] = 2.0
-    max_rows: Annotated[int, Field(ge=200)] = 6000  # sampled from the window for Evidently
-    method: Literal["wasserstein", "psi", "jensenshannon"] = "wasserstein"
-    column_threshold: Annotated[float, Field(gt=0)] = 0.3  # the defaults are too blunt for correlated bins
-    drift_share: Annotated[float, Field(gt=0, le=1)] = 0.4  # of the columns
-    min_machines_share: Share = 0.5  # that moved; fewer is a fault of some machines, not a drift of the fleet
+    days: Annotated[float, Field(gt=0, le=60)] = 1.0  # the window; limits of a release are calibrated for it
+    max_rows: Annotated[int, Field(ge=200, le=1_000_000)] = 20_000  # sampled from the window
+    columns: dict[str, ColumnParams] = {}  # by name, as reports name them; others as calibrated
+    drift_share: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the columns beyond their limits, at least
+    fleet_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the machines, together: the fleet; fewer: a group
+    group_share: Annotated[float, Field(gt=0, le=1)] = 0.15  # fewer that no context tells apart are faults
+    min_group_machines: Annotated[int, Field(ge=2)] = 3
 
 
 class RetrainParams(Section):

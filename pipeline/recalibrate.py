@@ -16,26 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from pydantic import ValidationError
 
 from pipeline.alerts import AlertPolicy
 from pipeline.calibrate import TIERS, Calibration, calibrate_measured
 from pipeline.detectors.base import MANIFEST
+from pipeline.drift.columns import Judge
+from pipeline.drift.reference import LIMITS, REFERENCE, describe_reference, pick_reference, write_reference
 from pipeline.epochs import microseconds
 from pipeline.errors import ContractError, ReleaseError
 from pipeline.intervals import MIN_MACHINES, rate_above
 from pipeline.measure import Measured, measure
 from pipeline.params import CalibrateParams, Params, ValidateParams
 from pipeline.recent_rows import RecentRows, recent_rows
-from pipeline.reference import reference_table
 from pipeline.release import Release, release_id
-from pipeline.rows import load_rows, rows_without_spectra, spectra_pieces
+from pipeline.rows import rows_without_spectra, spectra_pieces
 from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, codes_and_names, load_fleet_spec
-from pipeline.store import read_json, sha256_file, write_json, write_table
+from pipeline.store import read_json, sha256_file, write_json
 from pipeline.train import use_threads
 
-RENEWED = ("tails", "calibration.json", "reference.parquet", MANIFEST)  # all else is copied byte for byte
+RENEWED = ("tails", "calibration.json", REFERENCE, LIMITS, MANIFEST)  # all else is copied byte for byte
 NO_TIER = "The release has no such tier."
 UNJUDGED = "The thresholds are new: no later rows have judged them yet."
 
@@ -267,7 +267,7 @@ def _write_release(
     (folder / "tails").mkdir()
     calibration.tails.save(folder / "tails")
     write_json(folder / "calibration.json", calibration.to_json())
-    write_table(folder / "reference.parquet", _reference(release, data_set, rows, calibration, settings))
+    _write_reference(release, data_set, folder, rows, calibration, settings)
     write_json(folder / MANIFEST, _manifest(release, data_set, folder, rows, params, asked))
 
 
@@ -276,16 +276,18 @@ def _renewed_of(root: Path) -> Any:
     return lambda folder, names: [name for name in names if Path(folder) == root and name in RENEWED]
 
 
-def _reference(
-    release: Release, data_set: Path, rows: RecentRows, calibration: Calibration, settings: Params
-) -> pa.Table:
-    """What drift is measured against: a sample of the rows that calibrated, drawn as a build draws it."""
-    candidates = np.flatnonzero(rows.healthy_N)
-    picked = np.random.default_rng(settings.seed).permutation(candidates)[: settings.release.reference_rows]
-    chosen_N = np.zeros(len(rows.healthy_N), bool)
-    chosen_N[picked] = True
-    sample = load_rows(data_set, rows.table, chosen_N, int(release.manifest["bins"]), release.condition_column)
-    return reference_table(sample, release.detectors, calibration.tails)
+def _write_reference(
+    release: Release, data_set: Path, folder: Path, rows: RecentRows, calibration: Calibration, settings: Params
+) -> None:
+    """What drift is measured against: the rows that calibrated, drawn as a build draws them, and limits from them."""
+    chosen_N = pick_reference(rows.table, rows.healthy_N, settings.release.reference_rows, settings.seed)
+    judge = Judge.of(release.detectors, calibration.tails, calibration.to_json(), release.detector)
+    bins, column = int(release.manifest["bins"]), release.condition_column
+    known = release.folder / LIMITS
+    days = float(read_json(known)["days"]) if known.is_file() else settings.monitor.days
+    write_reference(
+        folder, describe_reference(data_set, rows.table, chosen_N, judge, bins, column), days, settings.seed
+    )
 
 
 def _manifest(

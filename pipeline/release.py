@@ -17,17 +17,19 @@ import pyarrow as pa
 from pipeline.alerts import AlertPolicy
 from pipeline.detectors import Detector, choose_device, load_detector
 from pipeline.detectors.base import MANIFEST, WEIGHTS
+from pipeline.drift.columns import Judge
+from pipeline.drift.reference import describe_reference, pick_reference, write_reference
 from pipeline.ensemble import TailTables, load_tails
 from pipeline.epochs import EpochStarts
 from pipeline.errors import ContractError, ReleaseError, run_reporting_errors
 from pipeline.measure import condition_column
 from pipeline.params import Params, load_params
-from pipeline.reference import reference_table
-from pipeline.rows import has_role, load_rows
+from pipeline.rows import has_role
 from pipeline.schema import ENSEMBLE, MAINTENANCE_SCHEMA, FleetSpec, Role, load_fleet_spec, times_us
-from pipeline.store import atomic_folder, folder_id, read_json, read_table, sha256_file, write_json, write_table
+from pipeline.store import atomic_folder, folder_id, read_json, read_table, sha256_file, write_json
 
-MANIFEST_PARAMS = ("seed", "detectors", "train", "calibrate", "release", "split")  # as dvc.yaml lists for this stage
+# as dvc.yaml lists for this stage; the days of its windows stand in drift.json
+MANIFEST_PARAMS = ("seed", "detectors", "train", "calibrate", "release", "split")
 
 
 @dataclass(frozen=True)
@@ -145,14 +147,13 @@ def build_release(root: Path, params: Params, folder: Path) -> None:
     epochs = EpochStarts.of_log(maintenance, params.split.changed_at, params.split.changed_machines)
     write_json(folder / "epochs.json", epochs.to_json())
     detectors = {name: load_detector(folder / "detectors" / name) for name in params.detectors}
-    selected = has_role(split, Role.CALIBRATION)
-    rng = np.random.default_rng(params.seed)
-    candidates = np.flatnonzero(selected)
-    picked = np.sort(rng.permutation(candidates)[: params.release.reference_rows])
-    mask = np.zeros(len(selected), bool)
-    mask[picked] = True
-    rows = load_rows(raw, split, mask, fleet.bins, condition_column(detectors))
-    write_table(folder / "reference.parquet", reference_table(rows, detectors, tails))
+    # validation days are spread over the train span, and no network's weights were fitted on them
+    removed_N = read_table(root / "data/status/clean.parquet", ["removed"])["removed"].to_numpy()
+    healthy_N = has_role(split, Role.VALIDATION, Role.CALIBRATION) & ~removed_N
+    chosen_N = pick_reference(split, healthy_N, params.release.reference_rows, params.seed)
+    judge = Judge.of(detectors, tails, calibration, params.release.detector)
+    reference = describe_reference(raw, split, chosen_N, judge, fleet.bins, condition_column(detectors))
+    write_reference(folder, reference, params.monitor.days, params.seed)
     metrics = read_json(root / "metrics/evaluation.json")
     write_json(folder / MANIFEST, manifest_of(root, folder, params, split, metrics))
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ONLY_IN = {
     "great_expectations": {"pipeline/expectations.py"},
-    "evidently": {"pipeline/drift.py"},
+    "evidently": {"pipeline/drift/evidently_page.py"},
     "dvclive": {"pipeline/engine/progress.py"},
     "onnx": {"pipeline/onnx_export.py", "pipeline/detectors/tree_ensemble.py"},
     "apprise": {"flows/service/delivery.py"},

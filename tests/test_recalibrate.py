@@ -128,11 +128,13 @@ def test_the_manifest_says_which_rows(release: Release, later: Path, made: Recal
 
 def test_the_reference_of_drift_comes_from_the_same_rows(later: Path, made: Recalibration, params: Params) -> None:
     reference = read_table(made.folder / "reference.parquet")
-    assert reference.num_rows == min(params.release.reference_rows, made.rows)
+    most = min(params.release.reference_rows, made.rows)
+    assert 0.9 * most < reference.num_rows <= most, "as many of each machine and day"
     times = times_us(reference["timestamp"])
     assert times.min() >= day(FIRST).timestamp() * 1e6
     assert made.folder.joinpath("manifest.json").read_text().count("renewed from the same rows") == 1
     assert not set(reference["machine_id"].to_pylist()) & held_machines(params, later)
+    assert read_json(made.folder / "drift.json")["days"] == params.monitor.days, "the windows of the release before"
 
 
 def test_the_same_inputs_give_the_same_release(
