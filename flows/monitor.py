@@ -20,7 +20,7 @@ from sqlalchemy.engine import Engine
 from flows import registry
 from flows.database import open_database
 from flows.runs import failed, settings_of_run, value_of
-from flows.service.drifts import Entered, Found, enter_drift, known_machines, take_out
+from flows.service.drifts import Entered, Found, enter_drift, known_machines, list_drifts, take_out
 from flows.service.ledger import newest_time
 from flows.service.retrainings import Wish, ask, due, list_retrainings
 from flows.service.tables import RetrainingState
@@ -74,6 +74,7 @@ def _monitor(engine: Engine, settings: Settings, params: Params) -> DriftDecisio
     if entered is not None:
         drift, known = entered.drift, "new" if entered.new else "known"
         logger.info("drift %d (%s) explains %d more alerts", drift.id, known, entered.explained)
+    forget_reports(engine, settings.home, params.monitor.keep_days)
     for line in judge_shadows(engine, settings, params):
         logger.info(line)
     if due(engine, params.retrain):
@@ -148,6 +149,18 @@ def follow_up(
     return entered
 
 
+def forget_reports(engine: Engine, home: Path, keep_days: float, now: dt.datetime | None = None) -> list[str]:
+    """Delete pages and figures of runs that are older, but for those that a drift refers to; their names."""
+    oldest = (now or dt.datetime.now(dt.UTC)) - dt.timedelta(days=keep_days)
+    kept = {Path(drift.report).stem for drift in list_drifts(engine) if drift.report is not None}
+    gone = []
+    for path in sorted((home / "drift").glob("*-*.*")):
+        if path.stem not in kept and path.stem < f"{oldest:%Y%m%d-%H%M%S}":
+            path.unlink(missing_ok=True)
+            gone.append(path.name)
+    return gone
+
+
 def _ask_for_the_full_build(engine: Engine, release: Release) -> None:
     """A provisional release is rebuilt once its change is older than the horizon: by then failures have had time."""
     changed_at = release.manifest.get("changed_at")
@@ -158,10 +171,9 @@ def _ask_for_the_full_build(engine: Engine, release: Release) -> None:
     newest = newest_time(engine)
     known = list_retrainings(engine, [*AT_WORK, RetrainingState.REFUSED, RetrainingState.FAILED])
     why = f"release {release.id} is provisional, and the horizon after its change has passed"
-    if newest is None or newest < changed + horizon + horizon or any(why in each.why for each in known):
+    if newest is None or newest < changed + 2 * horizon or any(why in each.why for each in known):
         return
-    machines = release.manifest["params"]["split"].get("changed_machines")
-    ask(engine, Wish("monitor", why, None, changed, None if machines is None else tuple(machines)))
+    ask(engine, Wish("monitor", why))  # the change stands in the log by now: no setting has to tell it
 
 
 def publish_decision(decision: DriftDecision, report: Path, release: str) -> None:

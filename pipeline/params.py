@@ -533,6 +533,7 @@ class MonitorParams(Section):
     fleet_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the machines, together: the fleet; fewer: a group
     group_share: Annotated[float, Field(gt=0, le=1)] = 0.15  # fewer that no context tells apart are faults
     min_group_machines: Annotated[int, Field(ge=2)] = 3
+    keep_days: Annotated[float, Field(gt=0)] = 30.0  # pages of runs that found nothing; those of a drift stay
 
 
 class RetrainParams(Section):

@@ -36,7 +36,7 @@ from pipeline.params import load_params
 from pipeline.simulate import simulate
 from pipeline.store import read_json, read_table, sha256_file, write_json
 
-FIRMWARE_DAY, LAST_DAY = 20, 30
+FIRMWARE_DAY, LAST_DAY = 20, 38
 STEP = 0.5  # days between two looks at the plant
 SMALL = {
     "simulate.machines": 10,
@@ -51,13 +51,15 @@ SMALL = {
     "train.autoencoder.optimiser.patience": 20,
     "train.autoencoder.optimiser.batch_rows": 64,
     "train.vae.optimiser.max_epochs": 2,
-    "train.baseline.min_rows": 8,  # two days after the change hold few rows of each condition
     "train.threads": 1,
     "calibrate.draws": 50,
     "evaluate.chance_shifts": 20,
     "evaluate.false_episodes_per_machine_day": 0.3,  # so few machines show no rate of one in fifty in a few days
     "release.reference_rows": 2000,
+    "retrain.hours_after_change": 120,  # fewer days of so few machines show no thresholds
     "retrain.cpu_fallback": False,
+    "retrain.cool_down_hours": 0,  # days go by in minutes here
+    "retrain.most_per_day": 9,
     "gate.seeds": 1,
     "gate.behind_baselines": 1,
 }
@@ -169,7 +171,7 @@ def change_and_look(story: Story) -> None:
     assert list_drifts(story.engine), story.plant.logs()
     story.told["drift_detected_after_hours"] = (story.day - FIRMWARE_DAY) * 24
     assert list_retrainings(story.engine)[0].state is RetrainingState.WAITING, "half a day is too little to learn from"
-    story.arrive(FIRMWARE_DAY + 2.5)
+    story.arrive(FIRMWARE_DAY + 5.5)
     story.run("score/score")
     story.run("monitor/monitor")
 
@@ -191,7 +193,7 @@ def until_it_serves(story: Story, first: str) -> str:
     """Days go by until the challenger is in service; its id."""
     while (row := registry.in_service(story.engine)) is None or row.id == first:
         assert story.day < LAST_DAY - 3, f"{list_retrainings(story.engine)[0].error}\n{story.plant.logs()}"
-        story.arrive(story.day + 2 * STEP)
+        story.arrive(story.day + 2)
         story.run("score/score")
         story.run("monitor/monitor")
     story.promoted_at = story.day
@@ -227,6 +229,7 @@ def test_a_drift_is_told_from_a_fault_and_ends_with_a_better_release(story: Stor
     (drift,) = list_drifts(engine)
     assert drift.verdict == "fleet"
     assert abs(drift.changed_at - story.moment(FIRMWARE_DAY)) <= dt.timedelta(hours=6)
+    assert len(drift.machines) == SMALL["simulate.machines"]
     retrained(story, kill=True)
     (wish,) = list_retrainings(engine)
     assert wish.state in (RetrainingState.PROMOTED, RetrainingState.SHADOW), wish.error
