@@ -164,7 +164,7 @@ def forget_reports(engine: Engine, home: Path, keep_days: float, now: dt.datetim
 def _ask_for_the_full_build(engine: Engine, release: Release) -> None:
     """A provisional release is rebuilt once its change is older than the horizon: by then failures have had time."""
     changed_at = release.manifest.get("changed_at")
-    if not changed_at or "recalibrated_from" in release.manifest:
+    if not changed_at:
         return
     changed = dt.datetime.fromisoformat(changed_at)
     horizon = dt.timedelta(hours=float(release.manifest["params"]["split"]["horizon_hours"]))
