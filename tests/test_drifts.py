@@ -70,8 +70,10 @@ def test_alerts_of_its_machines_from_the_change_on_close_and_say_so(engine: sa.E
 def test_the_same_change_found_again_adds_to_the_drift(engine: sa.Engine) -> None:
     first = enter_drift(engine, found("a", "b"))
     again = enter_drift(engine, found("b", "c", at=hour(5), verdict="fleet"))
+    still = enter_drift(engine, found("a", "b", "c", at=hour(90)))
     later = enter_drift(engine, found("d", at=hour(100)))
     assert (again.new, again.drift.id) == (False, first.drift.id)
+    assert (still.new, still.drift.id) == (False, first.drift.id)
     assert later.new
     newest, oldest = list_drifts(engine)
     assert (oldest.machines, oldest.verdict, newest.machines) == (["a", "b", "c"], "fleet", ["d"])

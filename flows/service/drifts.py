@@ -88,11 +88,18 @@ def enter_drift(engine: Engine, found: Found) -> Entered:
 
 
 def _continued(session: Session, found: Found) -> Drift | None:
-    """The open drift of the same release and about the same time."""
+    """The open drift of the same release that is found again: about the same time, or mostly the same machines.
+
+    A change that lies before the window of a run is told as of the window's start, later from run to run.
+    """
     same = session.scalars(
         sa.select(Drift).where(Drift.state == DriftState.OPEN, Drift.release_id == found.release_id).order_by(Drift.id)
     )
-    return next((drift for drift in same if abs(drift.changed_at - found.changed_at) <= SAME_CHANGE), None)
+    for drift in same:
+        shared = len(set(drift.machines) & set(found.machines))
+        if abs(drift.changed_at - found.changed_at) <= SAME_CHANGE or 2 * shared >= len(found.machines):
+            return drift
+    return None
 
 
 def _explain(session: Session, drift: Drift, machines: Iterable[str]) -> int:
