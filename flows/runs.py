@@ -22,11 +22,14 @@ T = TypeVar("T")
 class NoEmptyTraceback(logging.Filter):
     """Drops what Prefect says of a returned failure: the whole state, with `NoneType: None` for a traceback.
 
-    The line after it, "Finished in state Failed(...)", holds the message.
+    The line after it, "Finished in state Failed(...)", holds the message. Of an error of ours that was raised, so that
+    its task is tried again, the message is enough too.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is kept."""
+        if record.exc_info and isinstance(record.exc_info[1], HearkenError):
+            record.exc_info = None
         return not str(record.msg).startswith("Task run failed with state")
 
 
