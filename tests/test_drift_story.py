@@ -54,7 +54,7 @@ SMALL = {
     "train.threads": 1,
     "calibrate.draws": 50,
     "evaluate.chance_shifts": 20,
-    "evaluate.false_episodes_per_machine_day": 0.3,  # so few machines show no rate of one in fifty in a few days
+    "evaluate.false_episodes_per_machine_day": 0.6,  # so few machines show no lower rate in a few days
     "release.reference_rows": 2000,
     "retrain.hours_after_change": 120,  # fewer days of so few machines show no thresholds
     "retrain.cpu_fallback": False,

@@ -43,6 +43,7 @@ TINY = {
     "retrain.attempts": 2,
     "gate.seeds": 1,
 }
+ALMOST_FULL = 4_600_000  # bytes of a file: the report is larger, the databases are not
 ENDED = (RetrainingState.PROMOTED, RetrainingState.REFUSED, RetrainingState.SHADOW)
 
 
@@ -129,11 +130,11 @@ def test_a_remote_that_cannot_be_reached_leaves_the_wish_for_another_try(plant: 
 
 
 def test_a_full_disk_leaves_the_champion_in_service(plant: TinyPlant, champion: str) -> None:
-    said = plant.retrain(9, file_bytes=300_000)
+    said = plant.retrain(9, file_bytes=ALMOST_FULL)
     assert said.returncode != 0
     assert plant.newest.state is RetrainingState.WAITING
     plant.whole(champion)
-    said = plant.retrain(9, file_bytes=300_000)
+    said = plant.retrain(9, file_bytes=ALMOST_FULL)
     assert said.returncode != 0
     failed = [each for each in list_retrainings(plant.engine) if each.state is RetrainingState.FAILED]
     assert len(failed) == 1
