@@ -117,9 +117,14 @@ def reading(engine: Engine) -> Engine:
 def exclusive(engine: Engine, lock: int = LEDGER_LOCK) -> Iterator[Session]:
     """A transaction that no other of the same lock runs beside."""
     with Session(engine, expire_on_commit=False) as session, session.begin():
-        if engine.dialect.name == "postgresql":
-            session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+        take_lock(session, lock)
         yield session
+
+
+def take_lock(session: Session, lock: int) -> None:
+    """Let no other transaction of the same lock run beside this one until it ends; SQLite has one writer anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
 
 
 def exclusively(engine: Engine, lock: int, work: Callable[[Session], T]) -> T:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import getpass
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +53,7 @@ def retrain(
     if not why.strip():
         raise UserError("--why: got nothing, expected a reason.")
     from flows.database import open_database
+    from flows.person import person
     from flows.retrain import Retrained, names_of
     from flows.retrain import retrain as flow
     from flows.service.retrainings import Wish, ask
@@ -63,7 +63,7 @@ def retrain(
         raise UserError("--machine: got names without --changed-at, expected since when they are another.")
     engine = open_database(settings.database_url)
     try:
-        asked = ask(engine, Wish(getpass.getuser(), why, None, moment, names_of(machine)))
+        asked = ask(engine, Wish(person(None), why, None, moment, names_of(machine)))
     finally:
         engine.dispose()
     result = flow(gpu_deployment=None, checkout=str(settings.checkout))
@@ -133,9 +133,10 @@ def dismiss_command(
     who: Annotated[str | None, typer.Option(help="Who says so; default: your login name.")] = None,
 ) -> None:
     """Say that the plant has not changed: the alerts that the drift explained count again, and pages are told."""
+    from flows.person import person
     from flows.service.drifts import dismiss_drift
 
-    drift = dismiss_drift(_database(), number, who or getpass.getuser(), note)
+    drift = dismiss_drift(_database(), number, person(who), note)
     _say(f"drift {drift.id} is dismissed; its alerts count again")
 
 

@@ -20,13 +20,23 @@ from sqlalchemy.engine import Engine
 from flows import registry
 from flows.database import open_database
 from flows.runs import failed, settings_of_run, value_of
-from flows.service.drifts import Entered, Found, enter_drift, known_machines, list_drifts, take_out
+from flows.service.drifts import (
+    SAME_CHANGE,
+    Entered,
+    Found,
+    enter_drift,
+    known_machines,
+    let_pass,
+    list_drifts,
+    take_out,
+)
 from flows.service.ledger import newest_time
-from flows.service.retrainings import Wish, ask, due, list_retrainings
-from flows.service.tables import RetrainingState
+from flows.service.retrainings import AT_WORK, MONITOR, Wish, ask, due, is_at_work, list_retrainings, widen
+from flows.service.tables import DriftState, RetrainingState
 from flows.settings import Settings
 from flows.shadows import judge_shadows
 from pipeline.drift import DriftDecision, check_drift, service_window
+from pipeline.epochs import moment_of
 from pipeline.errors import HearkenError, ReleaseError
 from pipeline.params import MonitorParams, Params, load_params
 from pipeline.release import Release, load_release
@@ -38,7 +48,6 @@ DRIFT_EVENT, DUE_EVENT = "hearken.drift.detected", "hearken.retraining.due"
 FLEET_RESOURCE = "hearken.fleet"
 TIMEOUT_SECONDS = 1800
 SHOWN_MACHINES = 20
-AT_WORK = (RetrainingState.WAITING, RetrainingState.RUNNING, RetrainingState.SHADOW)
 
 
 @flow(name="monitor", persist_result=False, timeout_seconds=TIMEOUT_SECONDS)
@@ -67,7 +76,11 @@ def _monitor(engine: Engine, settings: Settings, params: Params) -> DriftDecisio
     logger = get_run_logger()
     release = release_in_service(engine, settings)
     report = settings.home / "drift" / f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}.html"
-    decision = value_of(compare(settings, release.id, params, report))
+    try:
+        decision = value_of(compare(settings, release.id, params, report))
+    except HearkenError:  # shadows have their deadlines, and wishes wait, whether or not there is something to compare
+        _see_to_the_rest(engine, settings, params, None, None, release.id, report)
+        raise
     publish_decision(decision, report, release.id)
     logger.info("%s: %s", "drift" if decision.drifted else "no drift", decision.reason)
     entered = follow_up(engine, decision, release, report.relative_to(settings.home), params.monitor)
@@ -75,11 +88,24 @@ def _monitor(engine: Engine, settings: Settings, params: Params) -> DriftDecisio
         drift, known = entered.drift, "new" if entered.new else "known"
         logger.info("drift %d (%s) explains %d more alerts", drift.id, known, entered.explained)
     forget_reports(engine, settings.home, params.monitor.keep_days)
-    for line in judge_shadows(engine, settings, params):
-        logger.info(line)
-    if due(engine, params.retrain):
-        announce(decision, entered, release.id, report)
+    _see_to_the_rest(engine, settings, params, decision, entered, release.id, report)
     return decision
+
+
+def _see_to_the_rest(
+    engine: Engine,
+    settings: Settings,
+    params: Params,
+    decision: DriftDecision | None,
+    entered: Entered | None,
+    release: str,
+    report: Path,
+) -> None:
+    """Announce a retraining that is due, and judge shadows, which may take long."""
+    if due(engine, params.retrain):
+        announce(decision, entered, release, report)
+    for line in judge_shadows(engine, settings, params):
+        get_run_logger().info(line)
 
 
 def release_in_service(engine: Engine, settings: Settings) -> Release:
@@ -124,7 +150,7 @@ def follow_up(
         report: Evidently's page, below the home.
         params: section `monitor`.
     """
-    if decision.alone:
+    if decision.drifted and decision.alone:  # without a drift all that moved stand alone, its own machines too
         take_out(engine, decision.alone, "the machine has left even the machines that changed with it")
     entered = None
     if decision.drifted and decision.changed_at is not None:
@@ -138,13 +164,18 @@ def follow_up(
             share=decision.share,
             figures=decision.to_dict(),
             report=report.as_posix(),
+            before_window=decision.before_window,
         )
         entered = enter_drift(engine, found)
-        if all(each.drift_id != entered.drift.id for each in list_retrainings(engine, AT_WORK)):
-            drift = entered.drift
-            machines = None if drift.verdict == "fleet" else tuple(drift.machines)
-            ask(engine, Wish("monitor", f"drift {drift.id}: {decision.reason}", drift.id, drift.changed_at, machines))
+        drift = entered.drift
+        machines = None if drift.verdict == "fleet" else tuple(drift.machines)
+        if is_at_work(engine, drift.id):
+            widen(engine, drift.id, machines)
+        else:
+            ask(engine, Wish(MONITOR, f"drift {drift.id}: {decision.reason}", drift.id, drift.changed_at, machines))
     elif not decision.drifted:
+        if decision.compared:
+            _let_pass(engine, release)
         _ask_for_the_full_build(engine, release)
     return entered
 
@@ -161,6 +192,15 @@ def forget_reports(engine: Engine, home: Path, keep_days: float, now: dt.datetim
     return gone
 
 
+def _let_pass(engine: Engine, release: Release) -> None:
+    """A drift that nothing is built for, and that the release in service no longer sees, explains alerts no more."""
+    newest = newest_time(engine)
+    for drift in list_drifts(engine):
+        old = newest is not None and newest >= drift.changed_at + SAME_CHANGE
+        if drift.state is DriftState.OPEN and old and not is_at_work(engine, drift.id):
+            let_pass(engine, drift.id, f"the plant is as release {release.id} knows it again")
+
+
 def _ask_for_the_full_build(engine: Engine, release: Release) -> None:
     """A provisional release is rebuilt once its change is older than the horizon: by then failures have had time."""
     changed_at = release.manifest.get("changed_at")
@@ -168,12 +208,15 @@ def _ask_for_the_full_build(engine: Engine, release: Release) -> None:
         return
     changed = dt.datetime.fromisoformat(changed_at)
     horizon = dt.timedelta(hours=float(release.manifest["params"]["split"]["horizon_hours"]))
-    newest = newest_time(engine)
-    known = list_retrainings(engine, [*AT_WORK, RetrainingState.REFUSED, RetrainingState.FAILED])
+    newest, late = newest_time(engine), changed + horizon + horizon
+    over = (RetrainingState.REFUSED, RetrainingState.FAILED, RetrainingState.CANCELLED)
+    known = list_retrainings(engine, [*AT_WORK, *over])
     why = f"release {release.id} is provisional, and the horizon after its change has passed"
-    if newest is None or newest < changed + 2 * horizon or any(why in each.why for each in known):
+    if newest is None or newest < late or any(why in each.why for each in known):
         return
-    ask(engine, Wish("monitor", why))  # the change stands in the log by now: no setting has to tell it
+    if moment_of(int(release.manifest["newest_row_us"])) >= late:  # it is the full build
+        return
+    ask(engine, Wish(MONITOR, why))  # the change stands in the log by now: no setting has to tell it
 
 
 def publish_decision(decision: DriftDecision, report: Path, release: str) -> None:
@@ -194,18 +237,19 @@ def publish_decision(decision: DriftDecision, report: Path, release: str) -> Non
         create_link_artifact(report.resolve().as_uri(), link_text="Evidently report", key="drift-report")
 
 
-def announce(decision: DriftDecision, entered: Entered | None, release: str, report: Path) -> None:
-    """Emit the event that wakes `retrain`."""
+def announce(decision: DriftDecision | None, entered: Entered | None, release: str, report: Path) -> None:
+    """Emit the event that wakes `retrain`; `decision` is None where nothing could be compared."""
+    changed_at = None if decision is None else decision.changed_at
     emit_event(
         DRIFT_EVENT if entered is not None else DUE_EVENT,
         resource={"prefect.resource.id": f"{FLEET_RESOURCE}.{release}", "prefect.resource.name": "fleet"},
         payload={
             "drift": entered.drift.id if entered is not None else None,
-            "group": decision.group,
-            "share": decision.share,
-            "machines": len(decision.machines),
-            "changed_at": decision.changed_at.isoformat() if decision.changed_at else None,
-            "reason": decision.reason,
+            "group": None if decision is None else decision.group,
+            "share": None if decision is None else decision.share,
+            "machines": 0 if decision is None else len(decision.machines),
+            "changed_at": None if changed_at is None else changed_at.isoformat(),
+            "reason": "a retraining is due" if decision is None else decision.reason,
             "release": release,
             "report": report.resolve().as_uri(),
         },

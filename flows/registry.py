@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm.exc import StaleDataError
 
 from flows.database import Base
 from pipeline import store
@@ -412,7 +413,7 @@ def _in_transaction(engine: Engine, work: Callable[[Session], T], attempts: int 
         try:
             with Session(engine, expire_on_commit=False) as session, session.begin():
                 return work(session)
-        except sa.exc.IntegrityError:
+        except (sa.exc.IntegrityError, StaleDataError):
             if attempt == attempts - 1:
                 raise
     raise AssertionError("unreachable")

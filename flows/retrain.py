@@ -27,7 +27,7 @@ from flows import registry
 from flows.build_flow import build_workspace
 from flows.database import open_database
 from flows.plan import RELEASE
-from flows.registry import ReleaseRow
+from flows.registry import ReleaseRow, ReleaseState
 from flows.releases.entry import promote_checked
 from flows.runs import failed, settings_of_run, value_of
 from flows.service.ledger import new_owner
@@ -215,16 +215,17 @@ def conclude(
             end(session, wish.id, owner, state, champion=was, challenger=challenger, error=error)
         return Retrained(challenger=challenger, state=state, reason=note)
 
+    # first: whoever promotes the challenger from here on, after a crash too, ends this wish and settles its drift
+    with Session(engine) as session, session.begin():
+        held = session.get(Retraining, wish.id, with_for_update=True)
+        if held is None or held.owner != owner:
+            return Retrained(challenger=challenger, state=None, reason="another run has taken over")
+        held.champion_id, held.challenger_id = was, challenger
     if decision is not None:
         registry.keep_decision(engine, challenger, decision.to_dict())
     if was == challenger:
         return ended(RetrainingState.REFUSED)
     if decision is None or (decision.verdict is Verdict.PROMOTE and params.retrain.promote == "auto"):
-        with Session(engine) as session, session.begin():
-            held = session.get(Retraining, wish.id)
-            if held is None or held.owner != owner:
-                return Retrained(challenger=challenger, state=None, reason="another run has taken over")
-            held.champion_id, held.challenger_id = was, challenger
         try:
             promote_checked(engine, challenger, who="retrain", note=note, instead_of=was)
         except ReleaseError as error:
@@ -233,7 +234,9 @@ def conclude(
     if decision.verdict is Verdict.REFUSE:
         registry.refuse(engine, challenger, note)
         return ended(RetrainingState.REFUSED)
-    registry.put_in_shadow(engine, challenger, deadline_of(engine, params), note)
+    row = registry.put_in_shadow(engine, challenger, deadline_of(engine, params), note)
+    if row.state != ReleaseState.SHADOW:  # the same bytes were refused, or left service, before
+        return ended(RetrainingState.REFUSED, f"release v{row.version} is {row.state}: it cannot be a shadow again")
     return ended(RetrainingState.SHADOW)
 
 

@@ -28,7 +28,7 @@ from pipeline.ingest import ingest
 from pipeline.params import Params
 from pipeline.release import Release, load_release
 from pipeline.score import score_data_set
-from pipeline.store import atomic_folder, write_json, write_text
+from pipeline.store import atomic_folder, read_json, write_json, write_text
 
 DATA, LOG = "data", "score_log"
 
@@ -82,10 +82,13 @@ def judge_shadows(engine: Engine, settings: Settings, params: Params) -> list[st
     """
     lines = []
     for row in registry.list_releases(engine):
-        if row.state == ReleaseState.SHADOW:
+        if row.state != ReleaseState.SHADOW:
+            for name in (DATA, LOG):  # nobody judges it any more
+                shutil.rmtree(shadow_folder(settings, row.id) / name, ignore_errors=True)
+        else:
             try:
                 lines.append(judge_shadow(engine, settings, params, row))
-            except HearkenError as error:
+            except (HearkenError, OSError) as error:
                 lines.append(f"shadow {row.id}: {error}")
                 _end_when_due(engine, row, f"it could not be judged until its deadline: {error}")
     return lines
@@ -116,7 +119,7 @@ def judge_shadow(engine: Engine, settings: Settings, params: Params, row: Releas
         return f"shadow {row.id}: promoted, no other release was in service"
     champion = load_release(settings.releases / champion_row.id, champion_row.id)
     first = _champion_of(engine, row.id)
-    if first not in (None, champion.id, champion.manifest.get("recalibrated_from")):
+    if first is not None and weights_of(settings, first) != weights_of(settings, champion.id):
         why = f"release v{champion_row.version} has entered service since: with other weights there nothing compares"
         refuse(engine, row.id, why)
         return f"shadow {row.id}: refused: {why}"
@@ -135,9 +138,18 @@ def judge_shadow(engine: Engine, settings: Settings, params: Params, row: Releas
 
 
 def _champion_of(engine: Engine, identity: str) -> str | None:
-    """The release that was in service when a challenger was built."""
+    """The release that was in service when a challenger was built; the same bytes may have been built before."""
+    query = sa.select(Retraining.champion_id).where(Retraining.challenger_id == identity)
     with Session(reading(engine)) as session:
-        return session.scalar(sa.select(Retraining.champion_id).where(Retraining.challenger_id == identity).limit(1))
+        return session.scalar(query.order_by(Retraining.id.desc()).limit(1))
+
+
+def weights_of(settings: Settings, identity: str) -> str:
+    """The release that a release has its weights of: itself, or the one that was recalibrated, perhaps repeatedly."""
+    manifest = settings.releases / identity / "manifest.json"
+    while manifest.is_file() and (before := read_json(manifest).get("recalibrated_from")):
+        identity, manifest = str(before), settings.releases / str(before) / "manifest.json"
+    return identity
 
 
 def _end_when_due(engine: Engine, row: ReleaseRow, why: str) -> bool:
@@ -150,8 +162,8 @@ def _end_when_due(engine: Engine, row: ReleaseRow, why: str) -> bool:
 
 
 def refuse(engine: Engine, identity: str, why: str) -> None:
-    """A challenger does not enter service; its retraining has ended."""
-    registry.refuse(engine, identity, why)
+    """A challenger does not enter service; its retraining has ended, first: a shadow is judged again after a crash."""
     with Session(engine) as session, session.begin():
         mine = (Retraining.challenger_id == identity, Retraining.state == RetrainingState.SHADOW)
         session.execute(sa.update(Retraining).where(*mine).values(state=RetrainingState.REFUSED, error=why[:2000]))
+    registry.refuse(engine, identity, why)

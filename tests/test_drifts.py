@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 from service_plant import ServicePlant
+from service_rows import shard_of
 from sqlalchemy.orm import Session
 from written_alerts import heard, hour, write_alert
 
 from flows import registry
+from flows.monitor import follow_up
 from flows.registry import ReleaseState
 from flows.releases.entry import promote_checked
 from flows.service.answers_export import added_log, export_answers
-from flows.service.drifts import Entered, Found, dismiss_drift, enter_drift, list_drifts, take_out
+from flows.service.drifts import Entered, Found, dismiss_drift, enter_drift, list_drifts, open_drifts, take_out
 from flows.service.feedback import alert_story, confirm
 from flows.service.retrainings import Wish, ask, claim, end
 from flows.service.tables import (
@@ -30,12 +36,14 @@ from flows.service.tables import (
     PolicyMemory,
     Retraining,
     RetrainingState,
+    ShardState,
     Standing,
 )
 from pipeline import store
 from pipeline.answers import FEEDBACK, read_feedback
+from pipeline.drift import DriftDecision
 from pipeline.errors import ReleaseError, UserError
-from pipeline.params import RetrainParams
+from pipeline.params import MonitorParams, RetrainParams
 from pipeline.schema import spectra_column
 
 RELEASE = "0123456789abcdef"
@@ -70,7 +78,7 @@ def test_alerts_of_its_machines_from_the_change_on_close_and_say_so(engine: sa.E
 def test_the_same_change_found_again_adds_to_the_drift(engine: sa.Engine) -> None:
     first = enter_drift(engine, found("a", "b"))
     again = enter_drift(engine, found("b", "c", at=hour(5), verdict="fleet"))
-    still = enter_drift(engine, found("a", "b", "c", at=hour(90)))
+    still = enter_drift(engine, replace(found("a", "b", "c", at=hour(90)), before_window=True))
     later = enter_drift(engine, found("d", at=hour(100)))
     assert (again.new, again.drift.id) == (False, first.drift.id)
     assert (still.new, still.drift.id) == (False, first.drift.id)
@@ -78,6 +86,43 @@ def test_the_same_change_found_again_adds_to_the_drift(engine: sa.Engine) -> Non
     newest, oldest = list_drifts(engine)
     assert (oldest.machines, oldest.verdict, newest.machines) == (["a", "b", "c"], "fleet", ["d"])
     assert oldest.changed_at == hour(0)
+
+
+def test_a_change_before_the_window_is_no_new_drift_as_the_window_moves_on(engine: sa.Engine) -> None:
+    first = enter_drift(engine, found("a", "b", "c"))
+    moved = replace(found("b", "c", "d", at=hour(100)), before_window=True, release_id="fedcba9876543210")
+    assert enter_drift(engine, moved).drift.id == first.drift.id
+    assert enter_drift(engine, replace(moved, machines=("x", "y", "a"))).new
+    assert enter_drift(engine, replace(found("a", "b", at=hour(150)))).new
+
+
+def decided(verdict: str, *machines: str, at: dt.datetime | None = None) -> DriftDecision:
+    return DriftDecision(verdict, machines, (), None, at, 0.4, 5, {}, "", 100, verdict)  # type: ignore[arg-type]
+
+
+def test_a_drift_that_is_over_and_that_nothing_is_built_for_explains_no_more(engine: sa.Engine) -> None:
+    release: Any = SimpleNamespace(id=RELEASE, manifest={})
+    look = partial(follow_up, engine, release=release, report=Path("drift/x.html"), params=MonitorParams())
+    entered = look(decided("group", "a", "b", at=hour(0)))
+    assert entered is not None
+    with Session(engine) as session, session.begin():
+        shard = shard_of("000000001-aa", ShardState.DONE, hour(90))
+        shard.last_at, shard.planned_at = hour(90), hour(99)
+        session.add(shard)
+    look(decided("none"))
+    assert list_drifts(engine)[0].state is DriftState.OPEN, "its wish waits"
+    look(decided("group", "a", "c", at=hour(1)))
+    held = claim(engine, RetrainParams(), "me")
+    assert isinstance(held, Retraining)
+    assert held.machines == ["a", "b", "c"]
+    with Session(engine) as session, session.begin():
+        end(session, held.id, "me", RetrainingState.REFUSED)
+    look(decided("none"))
+    assert list_drifts(engine)[0].state is DriftState.SETTLED
+    assert "again" in list_drifts(engine)[0].note
+    with Session(engine) as session:
+        assert open_drifts(session) == {}
+    assert added_log(engine).num_rows == 0
 
 
 def test_what_a_person_has_said_stands(engine: sa.Engine) -> None:

@@ -339,6 +339,15 @@ def test_failures_are_sorted_by_who_was_tuned_on_them(built, made) -> None:
     assert old.tuning == rows.tuning - late
 
 
+def test_failures_before_a_change_tuned_the_release_after_it(built, made, tmp_path) -> None:
+    where = (built / "data/raw", built / "data/status/split.parquet")
+    at = iso(last_row_us(made["old"]))
+    changed = altered(built, tmp_path / "r", lambda _, manifest: manifest["params"]["split"].update(changed_at=at))
+    as_before = rows_of_build([made["old"], made["new"]], *where)
+    rows = rows_of_build([made["old"], changed], *where)
+    assert (rows.judging, rows.tuning) == (as_before.judging, as_before.tuning)
+
+
 def test_shadow_rows_are_later_than_both_and_labelled_by_their_own_log(built, made) -> None:
     found = judge_later(made["old"], [made["old"]], built / "data/raw", None, ONE, WIDE)
     assert found.asked["first"] > iso(last_row_us(made["old"]))

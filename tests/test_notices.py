@@ -168,6 +168,13 @@ def test_what_was_withdrawn_or_dismissed_before_is_not_sent(engine, receiver):
     assert [n.state for n in notices(engine)] == [NoticeState.UNSENT] * 3 + [NoticeState.SENT]
 
 
+def test_a_page_that_waits_is_not_sent_once_a_drift_explains_its_alert(engine, receiver):
+    announced(engine, alert_of("a", drift_id=7))
+    assert send(engine, NOON, page=receiver.address).given_up == 1
+    assert receiver.posts == []
+    assert "drift 7 explains the alert" in story(engine)[0][1]
+
+
 @pytest.mark.parametrize(("dismissed_at", "sent"), [(NOON - HOUR, 1), (NOON, 0)], ids=["before", "after"])
 def test_an_alert_that_pages_only_after_it_was_dismissed_is_told(engine, receiver, dismissed_at, sent):
     number = announced(engine, alert_of("pump", answer=Answer.DISMISSED), NOON - HOUR / 2)

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from flows import registry
+from flows import registry, shadows
 from flows.database import open_database
 from flows.registry import ReleaseRow, ReleaseState
+from flows.releases.entry import may_not_enter
 from flows.retrain import Retrained, conclude, overrides_of
 from flows.service.drifts import Found, enter_drift, list_drifts
-from flows.service.retrainings import Waits, Wish, ask, claim, list_retrainings
+from flows.service.retrainings import Waits, Wish, ask, claim, is_at_work, list_retrainings
 from flows.service.tables import DriftState, Retraining, RetrainingState
 from flows.settings import Settings
+from flows.shadows import judge_shadows, shadow_folder, weights_of
 from flows.train_on_gpu import locked_outputs
 from pipeline import store
 from pipeline.errors import StageFailed
@@ -170,3 +172,57 @@ def test_locked_outputs_are_read_by_path(tmp_path: Path) -> None:
     assert locked_outputs(tmp_path, ["train@vae"]) == {"data/models/vae": "abc.dir"}
     with pytest.raises(StageFailed, match=r"not in dvc\.lock"):
         locked_outputs(tmp_path, ["train@pca"])
+
+
+def test_bytes_that_were_refused_before_cannot_wait_again(engine: sa.Engine, add: Add) -> None:
+    one, two = add("one"), add("two")
+    registry.promote(engine, one.id)
+    registry.refuse(engine, two.id, "its deadline has passed")
+    assert carried_out(engine, one, two, EARLY).state is RetrainingState.REFUSED
+    assert list_retrainings(engine)[0].state is RetrainingState.REFUSED
+
+
+def test_a_person_promotes_what_the_gate_accepted_without_force(engine: sa.Engine, add: Add) -> None:
+    one, two = add("one"), add("two")
+    registry.promote(engine, one.id)
+    carried_out(engine, one, two, GOOD, promote="manual")
+    assert may_not_enter(registry.find_release(engine, two.id)) == ()
+    carried_out(engine, one, two, EARLY)
+    assert ReleaseState.SHADOW in may_not_enter(registry.find_release(engine, two.id))
+
+
+def test_promotion_settles_every_drift_that_was_merged_into_its_wish(engine: sa.Engine, add: Add) -> None:
+    one, two = add("one"), add("two")
+    registry.promote(engine, one.id)
+    for days, machine in ((0, "a"), (5, "b")):
+        at = CHANGED + dt.timedelta(days=days)
+        drift = enter_drift(engine, Found(one.id, "group", (machine,), at, 0.2, {})).drift
+        ask(engine, Wish("monitor", f"drift {drift.id}", drift.id, at, (machine,)))
+        assert is_at_work(engine, drift.id)
+    carried_out(engine, one, two, GOOD)
+    assert {each.state for each in list_drifts(engine)} == {DriftState.SETTLED}
+
+
+def test_weights_are_those_of_the_release_that_was_recalibrated_first(settings: Settings) -> None:
+    for identity, before in (("c", "b"), ("b", "a"), ("a", None), ("d", None)):
+        manifest = {"recalibrated_from": before} if before else {}
+        store.write_json(settings.releases / identity / "manifest.json", manifest)
+    assert [weights_of(settings, identity) for identity in "abcdx"] == ["a", "a", "a", "d", "x"]
+
+
+def test_a_full_disk_under_one_shadow_is_told_and_what_ended_leaves_no_data(
+    settings: Settings, engine: sa.Engine, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = add("one"), add("two")
+    registry.promote(engine, one.id)
+    registry.put_in_shadow(engine, two.id, CHANGED, "waits")
+    for row in (one, two):
+        (shadow_folder(settings, row.id) / "data").mkdir(parents=True)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shadows, "ingest", full)
+    (line,) = judge_shadows(engine, settings, Params())
+    assert "No space left" in line
+    assert [(shadow_folder(settings, row.id) / "data").exists() for row in (one, two)] == [False, True]

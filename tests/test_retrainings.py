@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from flows.database import open_database
 from flows.service import retrainings
-from flows.service.drifts import Found, enter_drift
-from flows.service.retrainings import Waits, Wish, ask, claim, due, end, list_retrainings, renew, try_again
+from flows.service.drifts import Found, dismiss_drift, enter_drift
+from flows.service.retrainings import Waits, Wish, ask, claim, due, end, list_retrainings, renew, try_again, widen
 from flows.service.tables import Retraining, RetrainingState, ShardState
 from pipeline.params import RetrainParams
 
@@ -190,3 +190,26 @@ def test_wishes_at_once_become_one(url: str) -> None:
     assert all(f"reason {number}" in waiting.why for number in range(5))
     for engine in engines:
         engine.dispose()
+
+
+def test_a_dismissed_drift_asks_for_nothing_more(engine: sa.Engine, clock: Callable[[float], None]) -> None:
+    wish = ask(engine, wished(engine, changed_at=NOW))
+    dismiss_drift(engine, drift_of(engine), "ann", "the pump")
+    (mine,) = list_retrainings(engine)
+    assert (mine.id, mine.state) == (wish.id, RetrainingState.CANCELLED)
+    other = ask(engine, Wish("monitor", "again", drift_of(engine), NOW))
+    ask(engine, Wish("ann", "new spindles"))
+    dismiss_drift(engine, drift_of(engine), "ann", "the pump")
+    assert taken(engine).id == other.id, "what a person asked for is not lost"
+
+
+def test_a_wish_that_waits_grows_and_shrinks_with_its_drift(engine: sa.Engine, clock: Callable[[float], None]) -> None:
+    number = drift_of(engine)
+    ask(engine, Wish("monitor", "a group", number, NOW, ("a", "b")))
+    widen(engine, number, ("b", "c"))
+    assert list_retrainings(engine)[0].machines == ["b", "c"]
+    ask(engine, Wish("ann", "one more", None, NOW, ("d",)))
+    widen(engine, number, ("e",))
+    assert list_retrainings(engine, [RetrainingState.WAITING])[0].machines == ["b", "c", "d", "e"]
+    widen(engine, number, None)
+    assert list_retrainings(engine, [RetrainingState.WAITING])[0].machines is None

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from flows import registry
-from flows.database import utc_now
+from flows.database import POLICY_LOCK, take_lock, utc_now
 from flows.registry import ReleaseRow, ReleaseState
 from flows.service.drifts import settle_drift
 from flows.service.tables import Drift, DriftState, Retraining, RetrainingState
@@ -20,6 +20,7 @@ from pipeline.errors import ReleaseError, UserError
 if TYPE_CHECKING:
     from pipeline.release import Release
 
+ACCEPTED = "promote"  # pipeline.gate.Verdict.PROMOTE, whose import takes seconds
 NOT_UNASKED = (ReleaseState.REFUSED, ReleaseState.SHADOW)
 UNPROMOTED = (RetrainingState.RUNNING, RetrainingState.SHADOW, RetrainingState.REFUSED)
 
@@ -53,8 +54,13 @@ def put_into_service(
         raise UserError("--force: got it without --note, expected a note that says why.")
     row = registry.find_release(engine, name)
     checked(settings, row)
-    but_not = () if force else NOT_UNASKED
+    but_not = () if force else may_not_enter(row)
     return promote_checked(engine, row.id, who=who, note=note, but_not=but_not, instead_of=instead_of)
+
+
+def may_not_enter(row: ReleaseRow) -> tuple[ReleaseState, ...]:
+    """States in which a release may not enter service unasked; a shadow that the gate has accepted waits for that."""
+    return () if (row.decision or {}).get("verdict") == ACCEPTED else NOT_UNASKED
 
 
 def promote_checked(
@@ -75,13 +81,16 @@ def promote_checked(
     """
 
     def belongs(session: Session) -> None:
+        take_lock(session, POLICY_LOCK)  # alerts and what the policy remembers change with it
         for retraining in session.scalars(sa.select(Retraining).where(Retraining.challenger_id == identity)):
             if retraining.state in UNPROMOTED:
                 retraining.state, retraining.finished_at = RetrainingState.PROMOTED, utc_now()
                 retraining.owner = retraining.lease_until = None
-            drift = None if retraining.drift_id is None else session.get(Drift, retraining.drift_id)
-            if drift is not None and drift.state is DriftState.OPEN:
-                settle_drift(session, drift, f"release {identity} knows the change")
+            asked = sa.or_(Retraining.id == retraining.id, Retraining.merged_into == retraining.id)
+            behind = sa.select(Retraining.drift_id).where(asked, Retraining.drift_id.is_not(None))
+            for drift in session.scalars(sa.select(Drift).where(Drift.id.in_(behind)).order_by(Drift.id)):
+                if drift.state is DriftState.OPEN:
+                    settle_drift(session, drift, f"release {identity} knows the change")
 
     return registry.promote(engine, identity, note=note, who=who, but_not=but_not, instead_of=instead_of, also=belongs)
 

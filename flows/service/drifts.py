@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from flows.database import POLICY_LOCK, exclusively, reading, utc_now
+from flows.database import POLICY_LOCK, RETRAIN_LOCK, exclusively, reading, take_lock, utc_now
 from flows.service.tables import (
     Alert,
     AlertEvent,
@@ -31,6 +31,8 @@ from flows.service.tables import (
     NoticeKind,
     NoticeState,
     PolicyMemory,
+    Retraining,
+    RetrainingState,
     Standing,
 )
 from pipeline.errors import UserError
@@ -53,6 +55,7 @@ class Found:
     share: float
     figures: dict[str, Any]
     report: str | None = None
+    before_window: bool = False  # it changed before `changed_at`, where the rows that were looked at begin
 
 
 @dataclass(frozen=True)
@@ -88,18 +91,19 @@ def enter_drift(engine: Engine, found: Found) -> Entered:
 
 
 def _continued(session: Session, found: Found) -> Drift | None:
-    """The open drift of the same release that is found again: about the same time, or mostly the same machines.
+    """The open drift that is found again, by a release that does not know it yet (recalibrated meanwhile, say).
 
-    A change that lies before the window of a run is told as of the window's start, later from run to run.
+    Its change lies at about the same time, or both lie before the window and most of the machines are those.
     """
-    same = session.scalars(
-        sa.select(Drift).where(Drift.state == DriftState.OPEN, Drift.release_id == found.release_id).order_by(Drift.id)
-    )
-    for drift in same:
-        shared = len(set(drift.machines) & set(found.machines))
-        if abs(drift.changed_at - found.changed_at) <= SAME_CHANGE or 2 * shared >= len(found.machines):
-            return drift
-    return None
+
+    def same(drift: Drift) -> bool:
+        if abs(drift.changed_at - found.changed_at) <= SAME_CHANGE:
+            return True
+        known = len(set(found.machines) & set(drift.machines))
+        return found.before_window and drift.changed_at <= found.changed_at and 2 * known >= len(found.machines)
+
+    opened = session.scalars(sa.select(Drift).where(Drift.state == DriftState.OPEN).order_by(Drift.id))
+    return next(filter(same, opened), None)
 
 
 def _explain(session: Session, drift: Drift, machines: Iterable[str]) -> int:
@@ -195,10 +199,32 @@ def dismiss_drift(engine: Engine, drift_id: int, who: str, note: str) -> Drift:
         if drift.state is not DriftState.OPEN:
             raise UserError(f"drift {drift_id}: got one that is {drift.state}, expected one that is open.")
         drift.state, drift.note = DriftState.DISMISSED, f"{who}: {note}".rstrip(": ")
+        _withdraw(session, drift, f"drift {drift.id} was dismissed by {who}")
         _unexplain(session, drift, drift.machines, f"drift {drift.id} was dismissed by {who}")
         return drift
 
     return exclusively(engine, POLICY_LOCK, dismiss)
+
+
+def _withdraw(session: Session, drift: Drift, why: str) -> None:
+    """Cancel the wishes of a drift that have not begun, but for those that another wish was merged into."""
+    take_lock(session, RETRAIN_LOCK)
+    waiting = (Retraining.drift_id == drift.id, Retraining.state == RetrainingState.WAITING)
+    for wish in session.scalars(sa.select(Retraining).where(*waiting)).all():
+        merged = session.scalars(sa.select(Retraining.drift_id).where(Retraining.merged_into == wish.id)).all()
+        if all(each == drift.id for each in merged):
+            wish.state, wish.error, wish.finished_at = RetrainingState.CANCELLED, why, utc_now()
+
+
+def let_pass(engine: Engine, drift_id: int, note: str) -> None:
+    """A drift is over without a release that knows it: what it explained stays so, later alerts count again."""
+
+    def settle(session: Session) -> None:
+        drift = session.get(Drift, drift_id)
+        if drift is not None and drift.state is DriftState.OPEN:
+            drift.state, drift.note = DriftState.SETTLED, note
+
+    exclusively(engine, POLICY_LOCK, settle)
 
 
 def _unexplain(session: Session, drift: Drift, machines: Sequence[str], why: str) -> None:

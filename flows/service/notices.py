@@ -190,6 +190,8 @@ def _ended_without_sending(
         reason = "the alert was withdrawn before"
     elif alert.answer is Answer.DISMISSED and not _pages_since(session, notice):
         reason = "the alert was dismissed before"
+    elif notice.kind is NoticeKind.PAGE and alert.drift_id is not None:
+        reason = f"drift {alert.drift_id} explains the alert"
     elif notice.kind is NoticeKind.DIGEST and _page_state(alert) is NoticeState.SENT:
         reason = "a page told it"
     elif (notice.attempts or nobody) and now >= _last_try(notice, settings):

@@ -22,7 +22,9 @@ from flows.service.ledger import newest_row
 from flows.service.tables import Retraining, RetrainingState
 from pipeline.params import RetrainParams
 
+MONITOR = "monitor"  # who asks where no person does
 MOST_ERROR = 2000  # characters
+AT_WORK = (RetrainingState.WAITING, RetrainingState.RUNNING, RetrainingState.SHADOW)
 ENDED = (
     RetrainingState.PROMOTED,
     RetrainingState.REFUSED,
@@ -75,7 +77,7 @@ def _merge(waiting: Retraining, more: Retraining) -> None:
     """The later change counts: rows before it are not the plant that is to be learnt."""
     if more.why not in waiting.why:
         waiting.why = f"{waiting.why}; {more.why}"
-    waiting.drift_id = waiting.drift_id if more.drift_id is None else more.drift_id
+    waiting.drift_id = more.drift_id if waiting.drift_id is None else waiting.drift_id
     if more.changed_at is None:
         return
     if waiting.changed_at is None:
@@ -84,6 +86,32 @@ def _merge(waiting: Retraining, more: Retraining) -> None:
     waiting.changed_at = max(waiting.changed_at, more.changed_at)
     every = waiting.machines is None or more.machines is None
     waiting.machines = None if every else sorted({*(waiting.machines or ()), *(more.machines or ())})
+
+
+def of_drift(session: Session, drift_id: int, states: Sequence[RetrainingState]) -> list[Retraining]:
+    """Wishes in some states that a drift asked for, by itself or merged into another."""
+    asked = session.scalars(sa.select(Retraining).where(Retraining.drift_id == drift_id)).all()
+    ids = {each.id for each in asked} | {each.merged_into for each in asked if each.merged_into is not None}
+    return list(session.scalars(sa.select(Retraining).where(Retraining.id.in_(ids), Retraining.state.in_(states))))
+
+
+def is_at_work(engine: Engine, drift_id: int) -> bool:
+    """Whether a wish of a drift waits, runs, or has a challenger in shadow."""
+    with Session(reading(engine)) as session:
+        return bool(of_drift(session, drift_id, AT_WORK))
+
+
+def widen(engine: Engine, drift_id: int, machines: Sequence[str] | None) -> None:
+    """A drift has other machines by now: a wish of it that has not begun goes with it (None: all machines)."""
+    with exclusive(engine, RETRAIN_LOCK) as session:
+        for wish in of_drift(session, drift_id, [RetrainingState.WAITING]):
+            merged = session.scalar(sa.select(Retraining.id).where(Retraining.merged_into == wish.id).limit(1))
+            if machines is None:
+                wish.machines = None
+            elif merged is None:
+                wish.machines = sorted(machines)
+            elif wish.machines is not None:
+                wish.machines = sorted({*wish.machines, *machines})
 
 
 def claim(engine: Engine, params: RetrainParams, owner: str, flow_run: str = "") -> Retraining | Waits:
@@ -122,14 +150,21 @@ def _take(retraining: Retraining, params: RetrainParams, owner: str, flow_run: s
 
 
 def _pause(session: Session, waiting: Retraining, params: RetrainParams, moment: dt.datetime) -> Waits | None:
-    """Rows since the change, the pause after the last one, a day's share; a person and a second try do not wait."""
-    if waiting.drift_id is None or waiting.begun_at is not None:
+    """Rows since the change, the pause after the last one, a day's share; a second try does not wait.
+
+    Nor does a person for pause and share, also where the wish was merged with one of the monitor.
+    """
+    if waiting.begun_at is not None:
         return None
-    young = _too_young(session, waiting, params)
+    young = None if waiting.drift_id is None else _too_young(session, waiting, params)
     if young is not None:
         return young
+    asked = sa.or_(Retraining.id == waiting.id, Retraining.merged_into == waiting.id)
+    if session.scalar(sa.select(Retraining.id).where(asked, Retraining.who != MONITOR).limit(1)) is not None:
+        return None
     cool_down = dt.timedelta(hours=params.cool_down_hours)
-    last = session.scalar(sa.select(sa.func.max(Retraining.finished_at)).where(Retraining.state.in_(ENDED)))
+    begun_ones = (Retraining.state.in_(ENDED), Retraining.begun_at.is_not(None))
+    last = session.scalar(sa.select(sa.func.max(Retraining.finished_at)).where(*begun_ones))
     if last is not None and last + cool_down > moment:
         return Waits(f"the last one ended {last:%Y-%m-%d %H:%M}", last + cool_down)
     day = dt.timedelta(days=1)

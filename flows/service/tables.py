@@ -99,7 +99,7 @@ class DriftState(StrEnum):
     """Of a change of the fleet."""
 
     OPEN = "open"  # nothing has been retrained for it yet
-    SETTLED = "settled"  # a release that knows it is in service
+    SETTLED = "settled"  # a release that knows it is in service, or it is over
     DISMISSED = "dismissed"  # a person says that the plant has not changed
 
 

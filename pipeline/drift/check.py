@@ -74,6 +74,7 @@ class DriftDecision:
     history: str
     rows: int
     reason: str
+    before_window: bool = False  # the change lies before the window, whose begin `changed_at` is then
 
     @property
     def drifted(self) -> bool:
@@ -167,6 +168,7 @@ def decide_on(
         history=_history(limits, params),
         rows=len(current),
         reason=_reason(consensus, columns, group, names, params),
+        before_window=verdict != "none" and moment is not None and microseconds(moment) <= start_us,
     )
     return decision, pairs
 

@@ -244,10 +244,8 @@ def _sorted_out(releases: Sequence[Release], failures: pa.Table, machines: Seque
         unseen_M = unseen_machines(machines, split.unseen_machine_share)
         held = {machine for machine, unseen in zip(machines, unseen_M, strict=True) if unseen}
         mine_K = np.array([machine not in held for machine in machine_K], bool)
-        known_K = time_us_K <= last_row_us(release)
-        if split.changed_at is not None:  # a failure before the change tuned nothing
-            known_K &= time_us_K >= microseconds(split.changed_at)
-        tuned_RK.append(tune_K & mine_K & known_K)
+        # a release after a change is tuned on the failures before it too (roles_of)
+        tuned_RK.append(tune_K & mine_K & (time_us_K <= last_row_us(release)))
     none_K = ~np.any(tuned_RK, axis=0)
     all_K = np.all(tuned_RK, axis=0)
     ids = np.array(failures["failure_id"].to_pylist(), dtype=object)
