@@ -36,7 +36,7 @@ from flows.service.tables import Retraining, RetrainingState
 from flows.settings import Settings
 from flows.shadows import challengers_of, deadline_of, keep_record, keep_seeds
 from flows.workspace import Workspace, open_workspace
-from pipeline.errors import ContractError, HearkenError, ParamsError, ReleaseError
+from pipeline.errors import HearkenError, ReleaseError, UserError, WorkspaceError
 from pipeline.gate import GateDecision, Verdict, judge_build
 from pipeline.params import Params, load_params
 from pipeline.release import load_release
@@ -45,7 +45,6 @@ from pipeline.report_page.names import visible
 GPU_DEPLOYMENT = "train-on-gpu/train-on-gpu"
 NAME = "retrain"  # of the private clone; those of other seeds have a number behind it
 TIMEOUT_SECONDS = 6 * 3600
-HOPELESS = (ParamsError, ContractError)  # a person's mistake: the same again would be the same again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +92,12 @@ def _retrain(engine: Engine, settings: Settings, params: Params, gpu_deployment:
     try:
         with signs_of_life(engine, claimed.id, params.retrain, owner):
             result = _work(engine, settings, params, claimed, owner, gpu_deployment)
-    except HOPELESS as error:
-        with Session(engine) as session, session.begin():
-            end(session, claimed.id, owner, RetrainingState.FAILED, error=str(error))
-        raise
     except (HearkenError, OSError) as error:
+        if isinstance(error, UserError) and not isinstance(error, WorkspaceError):
+            # a person's mistake: the same again would be the same again
+            with Session(engine) as session, session.begin():
+                end(session, claimed.id, owner, RetrainingState.FAILED, error=str(error))
+            raise
         state = try_again(engine, claimed.id, owner, params.retrain, str(error))
         logger.warning("retraining %d is %s: %s", claimed.id, state.value, error)
         raise error if isinstance(error, HearkenError) else HearkenError(f"retraining: {error}") from None
