@@ -30,8 +30,9 @@ from flows.plan import RELEASE
 from flows.registry import ReleaseRow, ReleaseState
 from flows.releases.entry import promote_checked
 from flows.runs import failed, settings_of_run, value_of
+from flows.service.leases import signs_of_life
 from flows.service.ledger import new_owner
-from flows.service.retrainings import Waits, claim, end, signs_of_life, try_again
+from flows.service.retrainings import Waits, claim, end, renew, try_again
 from flows.service.tables import Retraining, RetrainingState
 from flows.settings import Settings
 from flows.shadows import challengers_of, deadline_of, keep_record, keep_seeds
@@ -90,7 +91,7 @@ def _retrain(engine: Engine, settings: Settings, params: Params, gpu_deployment:
         return Retrained(challenger=None, state=None, reason=claimed.why)
     logger.info("retraining %d, attempt %d: %s", claimed.id, claimed.attempts, claimed.why)
     try:
-        with signs_of_life(engine, claimed.id, params.retrain, owner):
+        with signs_of_life(params.retrain.lease_minutes, lambda: renew(engine, claimed.id, params.retrain, owner)):
             result = _work(engine, settings, params, claimed, owner, gpu_deployment)
     except (HearkenError, OSError) as error:
         if isinstance(error, UserError) and not isinstance(error, WorkspaceError):

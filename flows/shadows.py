@@ -22,6 +22,7 @@ from flows.releases.entry import promote_checked
 from flows.service.ledger import newest_time
 from flows.service.tables import Retraining, RetrainingState
 from flows.settings import Settings
+from pipeline.epochs import moment_of
 from pipeline.errors import HearkenError
 from pipeline.gate import GateDecision, Verdict, decision_page, judge_later
 from pipeline.ingest import ingest
@@ -112,7 +113,7 @@ def judge_shadow(engine: Engine, settings: Settings, params: Params, row: Releas
         unseen_share=split.unseen_machine_share,
     )
     challengers = challengers_of(settings, row.id)
-    since = dt.datetime.fromtimestamp(int(challengers[0].manifest["newest_row_us"]) / 1e6, tz=dt.UTC)
+    since = moment_of(int(challengers[0].manifest["newest_row_us"]))
     score_data_set(challengers[0], folder / DATA, folder / LOG, since=since)
     if champion_row is None:
         promote_checked(engine, row.id, who="monitor", note="no other release was in service")

@@ -8,9 +8,7 @@ lease: a run that gives no sign of life loses it, and the next run goes on from 
 from __future__ import annotations
 
 import datetime as dt
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -56,9 +54,7 @@ class Waits:
 def ask(engine: Engine, wish: Wish) -> Retraining:
     """Enter a wish; where another waits, it is merged into that one, which is returned."""
     with exclusive(engine, RETRAIN_LOCK) as session:
-        waiting = session.scalar(
-            sa.select(Retraining).where(Retraining.state == RetrainingState.WAITING).order_by(Retraining.id).limit(1)
-        )
+        waiting = _first_waiting(session)
         mine = Retraining(
             asked_at=utc_now(), who=wish.who, why=wish.why, drift_id=wish.drift_id, changed_at=wish.changed_at,
             machines=None if wish.machines is None else sorted(wish.machines),
@@ -71,6 +67,12 @@ def ask(engine: Engine, wish: Wish) -> Retraining:
         mine.merged_into = waiting.id
         _merge(waiting, mine)
         return waiting
+
+
+def _first_waiting(session: Session) -> Retraining | None:
+    """The wish that has waited longest."""
+    waiting = sa.select(Retraining).where(Retraining.state == RetrainingState.WAITING)
+    return session.scalar(waiting.order_by(Retraining.id).limit(1))
 
 
 def _merge(waiting: Retraining, more: Retraining) -> None:
@@ -132,9 +134,7 @@ def claim(engine: Engine, params: RetrainParams, owner: str, flow_run: str = "")
             running.error = (
                 f"{running.attempts} runs were cut off while they worked on it; {running.error or ''}".strip("; ")
             )
-        waiting = session.scalar(
-            sa.select(Retraining).where(Retraining.state == RetrainingState.WAITING).order_by(Retraining.id).limit(1)
-        )
+        waiting = _first_waiting(session)
         if waiting is None:
             return Waits("nothing is asked for")
         pause = _pause(session, waiting, params, moment)
@@ -199,25 +199,6 @@ def renew(engine: Engine, retraining_id: int, params: RetrainParams, owner: str)
         return kept
 
 
-@contextmanager
-def signs_of_life(engine: Engine, retraining_id: int, params: RetrainParams, owner: str) -> Iterator[None]:
-    """Renew the lease three times in the time for which it lasts."""
-    done = threading.Event()
-
-    def work() -> None:
-        while not done.wait(params.lease_minutes * 60 / 3):
-            with suppress(Exception):  # the database is away: the lease runs out, as it should
-                renew(engine, retraining_id, params, owner)
-
-    thread = threading.Thread(target=work, name="retraining lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
 def end(
     session: Session,
     retraining_id: int,
@@ -261,9 +242,7 @@ def due(engine: Engine, params: RetrainParams) -> bool:
         ).all()
         if running:
             return all(until is None or until <= moment for until in running)
-        waiting = session.scalar(
-            sa.select(Retraining).where(Retraining.state == RetrainingState.WAITING).order_by(Retraining.id).limit(1)
-        )
+        waiting = _first_waiting(session)
         return waiting is not None and _pause(session, waiting, params, moment) is None
 
 

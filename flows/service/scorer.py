@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +21,7 @@ from sqlalchemy.engine import Engine
 from flows.registry import ReleaseRow, find_release, in_service
 from flows.service import alert_book, ledger
 from flows.service.answers_export import added_log
+from flows.service.leases import signs_of_life
 from flows.service.ledger import Intake, Lease
 from flows.settings import Settings
 from pipeline.epochs import microseconds
@@ -121,7 +121,7 @@ def score_arrivals(
         raise ReleaseError("release: got none in service, expected one: hearken releases promote.")
     run = _Run(engine, settings, params, row, submit, device)
     run.summary.intake = ledger.take_in(engine, run.zone, params.score, run.read_as)
-    with run.signs_of_life():
+    with signs_of_life(params.score.lease_minutes, run.renew):
         run.work_off(at_once)
     run.hear_silence()
     run.summary.seconds = time.perf_counter() - begun
@@ -232,20 +232,6 @@ class _Run:
             self.summary.opened += heard.opened
             self.summary.paged += heard.paged
 
-    @contextlib.contextmanager
-    def signs_of_life(self) -> Iterator[None]:
-        """Renew the leases that are held, three times in the time for which they last."""
-        done = threading.Event()
-
-        def renew() -> None:
-            while not done.wait(self.params.score.lease_minutes * 60 / 3):
-                with contextlib.suppress(Exception):  # the database is away: the lease runs out, as it should
-                    ledger.renew(self.engine, list(self.held.values()), self.params.score)
-
-        thread = threading.Thread(target=renew, name="leases", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+    def renew(self) -> None:
+        """Renew the leases that are held."""
+        ledger.renew(self.engine, list(self.held.values()), self.params.score)
