@@ -1,9 +1,10 @@
 """Failures caught and false pages in a simulated plant of 600 machines, a spectrum every ten seconds (preset Harbor).
 
-A fleet is 300 days of the preset with failures enough for a fair count, its mistakes of the log, season and dirt. From
-the first 180 days whole hours train, spread over all months, through the project's own stages (ingest, validate, clean,
-train); then 35 days calibrate and the last 71 judge, a horizon of seven days between them. Everything after training is
-streamed: spectra are made by machine and day, scored by every detector, and dropped.
+A fleet is 300 days of the preset with failures enough for a fair count, its mistakes of the log, season and dirt. The
+first 180 days train, sampled as `ingest.max_rows` samples a plant that is too large: whole hours spread over all
+months, and single minutes (`--looks-share` of the rows), through the project's own stages (ingest, validate, clean,
+train); then 35 days calibrate and the last 71 judge, a horizon of seven days between them. Everything after training
+is streamed: spectra are made by machine and day, scored by every detector, and dropped.
 
 - `calibration`: an hour of each of some machine-days that the log calls healthy; tail tables and percentiles.
 - `budget`: other whole machine-days of the same weeks; thresholds and policies keep their budget here (12 false page
@@ -33,6 +34,7 @@ import argparse
 import datetime as dt
 import hashlib
 import json
+import math
 import resource
 import shutil
 import tempfile
@@ -53,7 +55,7 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from pipeline.alerts import AlertPolicy, Episodes, Timeline, chains, enough_of_last
+from pipeline.alerts import MINUTE, AlertPolicy, Episodes, Timeline, chains, enough_of_last
 from pipeline.calibrate import crossed_statistic, ensemble_rule, matched_scale, tail_table
 from pipeline.clean import clean
 from pipeline.detectors import Detector
@@ -67,7 +69,7 @@ from pipeline.judging.outcomes import caught_by_chance, only_caught, outcome_at
 from pipeline.log_status import LOG_STATUSES, Intervals, LogStatus, log_status
 from pipeline.log_status import Timeline as LogTimeline
 from pipeline.measure import load_detectors, measure
-from pipeline.params import Params, SimulateParams, load_params
+from pipeline.params import IngestParams, Params, SimulateParams, load_params
 from pipeline.pareto import TailFit
 from pipeline.policy_choice import bound_of_mean
 from pipeline.roles import ROLE, ROLES, validation_rows
@@ -119,6 +121,7 @@ POLICIES = ((1, 1), (3, 5), (12, 20), (60, 120), (180, 360))  # k of n rows
 GAP_MINUTES, WINDOW_SLACK = 30.0, 1.5  # rows are lost: a window holds half as many again as it needs
 LEVELS = np.r_[np.linspace(0.5, 0.99, 50), 1 - np.geomspace(0.01, 1e-7, 100)]  # at which thresholds are looked for
 FEW = 1  # false episodes that count as within a budget too small to be shown
+LOOK_DAYS = 60  # of each machine that single minutes are heard on: a day's rows are made whole to hear one of them
 PIECE_ROWS = 200_000
 THREADS = 2
 DAY = MICROSECONDS_PER_DAY
@@ -136,7 +139,8 @@ class Setup:
     train_days: float = 180.0
     calibration_days: float = 35.0
     train_rows: int = 1_800_000
-    hours: str = "machine"  # that train: each machine's own, or the same of all (`fleet`)
+    looks_share: float = IngestParams().looks_share  # of the rows that train, in single minutes
+    hours: str = "machine"  # whole ones that train: each machine's own, or the same of all (`fleet`)
     calibration_hours: int = 2_400
     budget_days: int = 900
     healthy_days: int = 1_800
@@ -200,6 +204,7 @@ class Stretch:
     offset: float = 0.0  # days
     ill: bool = False  # faulty in truth at some time
     window: bool = False  # before a failure
+    minutes: tuple[float, ...] = ()  # begin of each that is heard, in days since the fleet's start; none: all is
 
 
 @dataclass(frozen=True)
@@ -278,7 +283,17 @@ class Plant:
         machines = range(stretch.machine, stretch.machine + 1)
         days = range(int(stretch.begin), int(np.ceil(stretch.end)))
         made = (day_table(self.fleet, machines, day, stretch.begin, stretch.end) for day in days)
-        return [table for table in made if table is not None]
+        tables = [table for table in made if table is not None]
+        return [self._minutes_of(table, stretch) for table in tables] if stretch.minutes else tables
+
+    def _minutes_of(self, table: pa.Table, stretch: Stretch) -> pa.Table:
+        """The rows of a stretch's minutes alone; where rows are further apart, the next one of each."""
+        length_us = max(MINUTE, round(self.setup.interval_seconds * 1e6))
+        begin_us = self.zero_us + np.round(np.array(stretch.minutes) * DAY).astype(np.int64)
+        time_us_N = times_us(table["timestamp"])
+        place_N = np.searchsorted(begin_us, time_us_N, side="right") - 1
+        kept_N = (place_N >= 0) & (time_us_N - begin_us[np.maximum(place_N, 0)] < length_us)
+        return table.filter(pa.array(kept_N)).combine_chunks()
 
     def hear(self, stretch: Stretch) -> Heard:
         """The rows of a stretch without those that validation would set aside, and without known work."""
@@ -426,9 +441,16 @@ def plan(plant: Plant) -> Plan:
 
 
 def _training(plant: Plant, rng: np.random.Generator) -> tuple[Stretch, ...]:
-    """Whole hours of the training days: each machine's own, one of every slice of the span, or the same of all."""
+    """Whole hours and single minutes of the training days."""
+    setup = plant.setup
+    minutes = setup.looks_share * setup.train_rows
+    return (*_whole_hours(plant, rng, setup.train_rows - minutes), *_single_minutes(plant, rng, minutes))
+
+
+def _whole_hours(plant: Plant, rng: np.random.Generator, rows: float) -> Iterator[Stretch]:
+    """Hours of the training days: each machine's own, one of every slice of the span, or the same of all."""
     setup, last = plant.setup, int(plant.setup.train_days * 24)
-    count = min(last, max(1, -(-setup.train_rows // (setup.machines * setup.rows_per_hour))))
+    count = min(last, max(1, math.ceil(rows / (setup.machines * setup.rows_per_hour))))
     if setup.hours == "fleet":
         rows = count * setup.machines * setup.rows_per_hour
         kept = kept_hours(plant.params, [], 0.0, setup.train_days, rows, 0.0)
@@ -437,11 +459,24 @@ def _training(plant: Plant, rng: np.random.Generator) -> tuple[Stretch, ...]:
     else:
         edges = np.linspace(0, last, count + 1).astype(np.int64)
         hour_MH = rng.integers(edges[:-1], edges[1:], size=(setup.machines, count))
-    return tuple(
-        Stretch(machine, hour / 24, (hour + 1) / 24, 0)
-        for machine in range(setup.machines)
-        for hour in np.unique(hour_MH[machine]).tolist()
-    )
+    for machine in range(setup.machines):
+        for hour in np.unique(hour_MH[machine]).tolist():
+            yield Stretch(machine, hour / 24, (hour + 1) / 24, 0)
+
+
+def _single_minutes(plant: Plant, rng: np.random.Generator, rows: float) -> Iterator[Stretch]:
+    """Minutes of each machine, on a day of every slice of the training days, one in every slice of the day."""
+    setup = plant.setup
+    of_machine = int(rows / setup.machines / max(1.0, setup.rows_per_hour / 60))
+    days = min(LOOK_DAYS, int(setup.train_days), of_machine)
+    if not days:
+        return
+    edges = np.linspace(0, int(setup.train_days), days + 1).astype(np.int64)
+    counts = np.diff(np.linspace(0, of_machine, days + 1).astype(np.int64)).tolist()
+    for machine in range(setup.machines):
+        for day, count in zip(rng.integers(edges[:-1], edges[1:]).tolist(), counts, strict=True):
+            of_day = (np.arange(count) + rng.random(count) * (1 - count / 1440)) / count
+            yield Stretch(machine, day, day + 1, 0, minutes=tuple((day + of_day).tolist()))
 
 
 def _circles(
@@ -477,7 +512,7 @@ def in_order(stretches: Sequence[Stretch], make: Callable[[Stretch], Any]) -> It
 
 def write_training(plant: Plant, stretches: Sequence[Stretch], folder: Path) -> int:
     """The data set of the training hours, with the log as it stood a horizon after them; returns its rows."""
-    ordered = sorted(stretches, key=lambda stretch: (int(stretch.begin), stretch.machine))
+    ordered = sorted(stretches, key=lambda stretch: (int(stretch.begin), stretch.machine, stretch.begin))
     rows, day, tables = 0, -1, list[pa.Table]()
 
     def write() -> None:
@@ -1220,7 +1255,8 @@ def main() -> None:
     parser.add_argument("--hours", choices=("machine", "fleet"), help="that train: each machine's own, or the same")
     for name, kind in (
         ("machines", int), ("interval-seconds", float), ("days", float), ("train-days", float),
-        ("calibration-days", float), ("train-rows", int), ("calibration-hours", int), ("budget-days", int),
+        ("calibration-days", float), ("train-rows", int), ("looks-share", float),
+        ("calibration-hours", int), ("budget-days", int),
         ("healthy-days", int), ("tune-failures", int), ("test-failures", int), ("epochs", int),
     ):  # fmt: skip
         default = Setup.__dataclass_fields__[name.replace("-", "_")].default

@@ -38,9 +38,9 @@ from pipeline.maintenance import (
     sorted_log,
     with_added,
 )
-from pipeline.params import IngestParams, load_params
+from pipeline.params import IngestParams, SplitParams, load_params
 from pipeline.quarantine import RELEASES, carry_releases
-from pipeline.sampling import Sample, sampled_hours
+from pipeline.sampling import Sample, sampled
 from pipeline.schema import (
     FAILURE_SCHEMA,
     MAINTENANCE_SCHEMA,
@@ -87,11 +87,13 @@ def ingest(
     unit: str | None = None,
     kind: Literal["spectrum", "features"] | None = None,
     only: Sequence[SourceFile] | None = None,
+    trains: SplitParams | None = None,
 ) -> IngestSummary:
     """Bring the snapshot `out` in line with `source`: a data set, a file, a folder of files, or a URI.
 
     A file that is wrong is set aside with its error, and none of its rows kept. `layout`, `unit` and `kind` stand in
-    for what fleet.yaml says. `only`: these of its files, and no others.
+    for what fleet.yaml says. `only`: these of its files, and no others. `trains`: how a build will split the rows;
+    where they are more than `params.max_rows`, single minutes of its training span are kept beside whole hours.
 
     Raises:
         ContractError: the source, its log or every file breaks the contract; `out` is then as it was.
@@ -107,7 +109,7 @@ def ingest(
         while True:  # again where a file turned out broken after its labels or hours had counted
             log, warnings = _maintenance(opened, params, set_aside, horizon_hours)
             failures = failures_of(log, stored, **sizes)
-            keep = sampled_hours(opened, log, params.max_rows, horizon_hours)
+            keep = sampled(opened, log, params, horizon_hours, trains)
             with DaySpill(staging / "spill", BUFFER_BYTES) as spill:
                 energies, axes, broken = _spill_rows(opened, spill, keep)
                 set_aside |= broken
@@ -375,6 +377,7 @@ def main() -> None:
         horizon_hours=params.split.horizon_hours,
         tune_share=params.split.tune_failure_share,
         unseen_share=params.split.unseen_machine_share,
+        trains=params.split,
     )
     print(
         f"ingested {summary.rows:,} spectra of {summary.machines} machines in {summary.days} days: "

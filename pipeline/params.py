@@ -131,7 +131,8 @@ class IngestParams(Section):
     timezone: str | None = None  # IANA name; None: the time zone of fleet.yaml, else UTC
     time: Literal["absolute", "relative"] = "absolute"  # relative: dates are synthetic, spacing is real
     label_column: str | None = None  # 1 faulty, 0 healthy, -1 unknown; becomes the maintenance log
-    max_rows: Count | None = None  # sampled in whole hours beyond this
+    max_rows: Count | None = None  # sampled beyond this: horizons, whole hours and single minutes
+    looks_share: Annotated[float, Field(ge=0, lt=1)] = 0.5  # of them, in single minutes of the training span
 
 
 class ValidateParams(Section):

@@ -133,9 +133,23 @@ def test_what_judges_is_later_and_nothing_is_used_twice(harbor, setup) -> None:
             assert all(fault.end <= stretch.begin or fault.onset >= stretch.end for fault in mine)
 
 
+def test_a_share_of_the_rows_that_train_are_minutes_of_many_days(harbor, setup) -> None:
+    wanted = dataclasses.replace(setup, train_rows=setup.machines * 240, interval_seconds=60.0, looks_share=0.75)
+    plant = harbor.Plant(wanted)
+    minutes = [stretch for stretch in harbor.plan(plant).training if stretch.minutes]
+    mine = [stretch for stretch in minutes if stretch.machine == 1]
+    assert len(mine) == len({stretch.begin for stretch in mine}) == min(harbor.LOOK_DAYS, wanted.train_days)
+    assert sum(len(stretch.minutes) for stretch in mine) == 180
+    assert all(stretch.begin <= at < stretch.end for stretch in mine for at in stretch.minutes)
+    heard = sum(table.num_rows for stretch in mine for table in plant.tables(stretch))
+    assert 0.9 * 180 < heard <= 1.02 * 180, "a row a minute, but for those that got lost"
+    hours = [stretch for stretch in harbor.plan(plant).training if not stretch.minutes]
+    assert len(hours) == wanted.machines
+
+
 def test_training_hours_are_each_machines_own_or_the_same_of_all(harbor, setup) -> None:
     for hours, same in (("machine", False), ("fleet", True)):
-        planned = harbor.plan(harbor.Plant(dataclasses.replace(setup, hours=hours)))
+        planned = harbor.plan(harbor.Plant(dataclasses.replace(setup, hours=hours, looks_share=0.0)))
         begins = [{s.begin for s in planned.training if s.machine == machine} for machine in range(12)]
         assert {len(mine) for mine in begins} == {50}  # 3,600 rows of 12 machines and 6 an hour
         assert (begins[0] == begins[1]) is same

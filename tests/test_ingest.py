@@ -20,7 +20,7 @@ import pytest
 from pipeline.errors import ContractError
 from pipeline.ingest import IngestSummary, ingest
 from pipeline.landing.frame import load_frame
-from pipeline.params import IngestParams, SimulateParams
+from pipeline.params import IngestParams, SimulateParams, SplitParams
 from pipeline.schema import MAINTENANCE_SCHEMA, load_fleet_spec, spectra_view, times_us
 from pipeline.simulate import simulate
 from pipeline.store import day_files, read_table, sha256_folder
@@ -314,6 +314,51 @@ def test_sampling_keeps_whole_hours_and_every_horizon(tmp_path: Path) -> None:
     assert frame.kept[frame.horizon].all()
     rest = frame[~frame.horizon]
     assert set(rest.kept.groupby(rest.timestamp.dt.floor("h")).mean()) == {0.0, 1.0}  # an hour is kept whole or not
+
+
+def seen_each_ten_seconds(machines: int = 2, hours: int = 48) -> pd.DataFrame:
+    """Rows of every ten seconds, of machines that are heard at the same times."""
+    times = pd.date_range("2024-03-01", periods=hours * 360, freq="10s")
+    frame = pd.DataFrame(
+        np.ones((machines * len(times), BINS), np.float32), columns=[f"bin_{k:02d}" for k in range(BINS)]
+    )
+    frame.insert(0, "machine_id", np.repeat([f"m{code}" for code in range(machines)], len(times)))
+    frame.insert(1, "timestamp", np.tile(times, machines))
+    return frame
+
+
+def test_a_sample_that_trains_has_single_minutes_of_the_training_span_beside_whole_hours(tmp_path: Path) -> None:
+    write(seen_each_ten_seconds(), tmp_path / "in" / "rows.parquet")
+    params, sizes = IngestParams(max_rows=9_000, looks_share=0.4), {"horizon_hours": 24.0, "tune_share": 0.5}
+    split = SplitParams(train_share=0.5)
+    summary = ingest(tmp_path / "in", tmp_path / "raw", params, **sizes, trains=split)
+    assert 8_900 < summary.rows <= 9_000
+    assert any("single minutes that train" in warning for warning in summary.warnings)
+    kept = snapshot(tmp_path / "raw")[0].drop_columns(["spectrum"]).to_pandas()
+    by_hour = kept.groupby(kept.timestamp.dt.floor("h")).size()
+    whole = by_hour[by_hour == 2 * 360]
+    assert len(whole) == 9_000 * 0.6 // 720
+    single = kept[~kept.timestamp.dt.floor("h").isin(whole.index)]
+    assert single.timestamp.max() < pd.Timestamp("2024-03-02", tz="UTC"), "nothing is judged by lone minutes"
+    assert set(single.groupby(single.timestamp.dt.floor("min")).size()) == {2 * 6}
+    assert single.timestamp.dt.floor("h").nunique() > 12, "minutes are spread over the training span"
+    alone = ingest(tmp_path / "in", tmp_path / "hours", params, **sizes)
+    frame = snapshot(tmp_path / "hours")[0].drop_columns(["spectrum"]).to_pandas()
+    assert set(frame.groupby(frame.timestamp.dt.floor("h")).size()) == {2 * 360}
+    assert alone.rows == 9_000 // 720 * 720, "where nothing trains only hours are kept"
+
+
+def test_minutes_end_with_each_machine_s_own_training(tmp_path: Path) -> None:
+    frame = seen_each_ten_seconds(hours=40)
+    late = frame.timestamp >= pd.Timestamp("2024-03-01T20:00")
+    write(frame[(frame.machine_id == "m0") | ~late], tmp_path / "in" / "rows.parquet")  # m1 runs for 20 hours
+    params, split = IngestParams(max_rows=8_000), SplitParams(train_share=0.5, boundaries="machine")
+    ingest(tmp_path / "in", tmp_path / "raw", params, horizon_hours=24.0, tune_share=0.5, trains=split)
+    kept = snapshot(tmp_path / "raw")[0].drop_columns(["spectrum"]).to_pandas()
+    by_hour = kept.groupby(["machine_id", kept.timestamp.dt.floor("h")], observed=True).size()
+    last = by_hour[by_hour < 360].reset_index().groupby("machine_id", observed=True).timestamp.max()
+    ten, twenty = (pd.Timestamp(f"2024-03-01T{hour}:00", tz="UTC") for hour in (10, 20))
+    assert last["m1"] < ten <= last["m0"] < twenty
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------

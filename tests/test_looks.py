@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.detectors.baseline import fit_baselines, spectra_features
-from pipeline.detectors.looks import MIN_FREEDOM, Stretches, independent_looks, likeness_within
+from pipeline.detectors.looks import MIN_FREEDOM, Stretches, likeness_within
 from pipeline.detectors.shrinkage import robust
 from pipeline.rows import RowKeys
 from pipeline.schema import MICROSECONDS_PER_HOUR, Baseline
@@ -38,6 +38,10 @@ def described(features: np.ndarray, stretches: Stretches) -> tuple[np.ndarray, n
 
 def likeness_of(features: np.ndarray, stretches: Stretches) -> float:
     return likeness_within(features, stretches, *described(features, stretches))
+
+
+def independent_looks(features: np.ndarray, stretches: Stretches, *table: np.ndarray) -> np.ndarray:
+    return stretches.looks_K(likeness_within(features, stretches, *table))
 
 
 @pytest.mark.parametrize("likeness", [0.05, 0.3, 0.8])
@@ -107,6 +111,44 @@ def test_a_feature_that_never_moves_and_one_bad_feature_do_no_harm(rng) -> None:
     features[:, 0] = 7.0
     features[:, 1] = np.where(rng.random(len(features)) < 0.01, 1e6, features[:, 1])
     assert likeness_of(features, stretches) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_whole_hour_does_not_outweigh_single_minutes(rng) -> None:
+    rows_S, key_S = np.tile(np.r_[np.full(4, 360), np.full(60, 6)], 150), np.repeat(np.arange(150), 64)
+    features, stretches = clustered(rng, rows_S, key_S, 0.7, apart=0.0)
+    fair = stretches.fair_N(0.7)
+    kept_S = np.bincount(stretches.stretch_N[fair])
+    assert (kept_S[rows_S == 6] == 6).all(), "minutes keep all their rows"
+    assert set(kept_S[rows_S == 360]) == {7}
+    thinned = Stretches.of(stretches.key_N[fair], stretches.stretch_N[fair] * MICROSECONDS_PER_HOUR)
+    error = [
+        np.mean([features[chosen & (stretches.key_N == key)].mean(axis=0) ** 2 for key in range(150)])
+        for chosen in (fair, np.ones(len(fair), bool))
+    ]
+    assert error[0] < 0.25 * error[1]
+    assert np.mean(thinned.looks_K(0.7)) == pytest.approx(1 / error[0], rel=0.1)
+    assert np.mean(stretches.looks_K(0.7)) == pytest.approx(1 / error[1], rel=0.1)
+
+
+@pytest.mark.parametrize("rows_S", [np.full(60, 12), np.tile([1, 2, 3, 4], 15)])
+def test_stretches_that_are_much_alike_keep_all_their_rows(rows_S: np.ndarray) -> None:
+    key_N = np.zeros(int(rows_S.sum()), int)
+    hours = np.repeat(np.arange(len(rows_S)), rows_S) * MICROSECONDS_PER_HOUR
+    for likeness in (0.0, 0.5, 1.0):
+        assert Stretches.of(key_N, hours).fair_N(likeness).all()
+
+
+def test_a_sample_of_hours_and_minutes_describes_a_machine_by_both(rng) -> None:
+    hours, keys, time_us = fleet(rng, hours=4, rows=360)
+    minutes, minute_keys, minute_us = fleet(rng, hours=60, rows=6)
+    spectra = np.concatenate([hours, minutes])
+    both = RowKeys.of(keys.machines, np.r_[keys.machine_N, minute_keys.machine_N], np.zeros(len(spectra), int))
+    time_us = np.r_[time_us, minute_us + 30 * 24 * MICROSECONDS_PER_HOUR]
+    table = fit_baselines(spectra, both, time_us)
+    assert table.own == 5
+    assert table.rows[0] == 4 * 360 + 60 * 6, "rows are reported as rows"
+    alone = fit_baselines(minutes, minute_keys, minute_us)
+    np.testing.assert_allclose(table.location, alone.location, atol=0.25)
 
 
 def fleet(rng: np.random.Generator, hours: int, rows: int) -> tuple[np.ndarray, RowKeys, np.ndarray]:

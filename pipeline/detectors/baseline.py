@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.detectors.looks import Stretches, independent_looks
+from pipeline.detectors.looks import Stretches, likeness_within
 from pipeline.detectors.shrinkage import ANY_EPOCH, Described, Fleet, describe_machines, robust, variance_components
 from pipeline.rows import Codes, RowKeys
 from pipeline.schema import Baseline, BoolN, FloatNF, IntN
@@ -244,8 +244,14 @@ def _describe_keys(features_NG: FloatNF, keys: RowKeys, time_us_N: IntN | None) 
     rows_K = np.array([len(rows) for _, rows in groups], np.int64)
     looks_K = rows_K.astype(np.float64)
     if time_us_N is not None and len(groups):
-        stretches = Stretches.of(np.searchsorted(packed_K, packed_N), time_us_N)
-        looks_K = independent_looks(features_NG, stretches, location_KG, scale_KG)
+        key_N = np.searchsorted(packed_K, packed_N)
+        stretches = Stretches.of(key_N, time_us_N)
+        likeness = likeness_within(features_NG, stretches, location_KG, scale_KG)
+        fair_N = stretches.fair_N(likeness)
+        looks_K = Stretches.of(key_N[fair_N], time_us_N[fair_N]).looks_K(likeness)
+        for key in np.unique(key_N[~fair_N]).tolist():
+            mine = groups[key][1]
+            location_KG[key], scale_KG[key] = robust(features_NG[_thinned(mine[fair_N[mine]])])
     return Described(
         machine_K=packed_K // conditions // epochs,
         epoch_K=packed_K // conditions % epochs,

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.schema import MICROSECONDS_PER_HOUR, FloatN, FloatNF, IntN
+from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FloatN, FloatNF, IntN
 
+UNFAIR = 1.25  # times the looks that fair rows of a key would be worth: then long stretches are thinned
 MIN_FREEDOM = 20  # stretches beyond the first of their key: fewer do not tell how alike the rows of a stretch are
 
 
@@ -48,27 +49,36 @@ class Stretches:
         size_K = np.bincount(self.key_S, self.rows_S.astype(np.float64) ** 2) / np.bincount(self.key_S, self.rows_S)
         return np.asarray(1.0 + (size_K - 1.0) * likeness)
 
+    def looks_K(self, likeness: float) -> FloatN:
+        """Rows of each key (K,) over their design effect; rows themselves where no stretch has two rows of a key."""
+        return np.asarray(np.bincount(self.key_N) / self.design_effect_K(likeness))
 
-def independent_looks(
-    features_NG: npt.NDArray[np.float32], stretches: Stretches, location_KG: FloatNF, scale_KG: FloatNF
-) -> FloatN:
-    """Rows of each key (K,) over their design effect; rows themselves where no hour has two rows of a key.
+    def fair_N(self, likeness: float) -> BoolN:
+        """Which rows (N,) should describe their key, so that an hour of rows does not outweigh many single minutes.
 
-    Args:
-        features_NG: of the rows.
-        stretches: of the rows.
-        location_KG: of each key; features are seen relative to it, so that each key counts by its rows alone.
-        scale_KG: of each key.
+        A mean over clusters has the least variance where a row of a cluster of m weighs 1 / (1 + (m - 1) likeness)
+        (Searle, Casella and McCulloch, Variance Components, 1992, chapter 3), and is then worth the sum of m times that
+        in looks. Where rows that all weigh the same are worth less by UNFAIR, every key's stretches keep rows in
+        proportion to it, evenly spaced and at least one; elsewhere all rows stay.
 
-    >>> hour = np.repeat(np.arange(200), 10)
-    >>> features = np.random.default_rng(0).normal(size=(200, 1))[hour].repeat(3, axis=1).astype(np.float32)
-    >>> one = Stretches.of(np.zeros(2000, int), hour * MICROSECONDS_PER_HOUR)
-    >>> independent_looks(features, one, np.zeros((1, 3)), np.ones((1, 3)))  # ten equal rows are one look
-    array([200.])
-    """
-    likeness = likeness_within(features_NG, stretches, location_KG, scale_KG)
-    rows_K = np.bincount(stretches.key_N, minlength=len(location_KG))
-    return np.asarray(rows_K / stretches.design_effect_K(likeness))
+        >>> minutes, hour = np.repeat(np.arange(20), 6), np.full(360, 20)
+        >>> mixed = Stretches.of(np.zeros(480, int), np.r_[minutes, hour] * MICROSECONDS_PER_HOUR)
+        >>> np.bincount(mixed.stretch_N[mixed.fair_N(0.7)])[[0, 19, 20]]
+        array([6, 6, 7])
+        """
+        weight_S = 1.0 / (1.0 + (self.rows_S - 1.0) * likeness)
+        worth_K = np.bincount(self.key_S, self.rows_S * weight_S)
+        unfair_K = worth_K > UNFAIR * self.looks_K(likeness)
+        most_K = np.zeros(len(worth_K))
+        np.maximum.at(most_K, self.key_S, weight_S)
+        share_S = np.where(unfair_K[self.key_S], weight_S / most_K[self.key_S], 1.0)
+        order = np.argsort(self.stretch_N, kind="stable")
+        begin_S = np.cumsum(self.rows_S) - self.rows_S
+        place_n = np.arange(len(order)) - np.repeat(begin_S, self.rows_S)
+        share_n = np.repeat(share_S, self.rows_S)
+        fair_N = np.zeros(len(order), bool)
+        fair_N[order] = np.ceil(place_n * share_n) != np.ceil((place_n - 1) * share_n)
+        return fair_N
 
 
 def likeness_within(
