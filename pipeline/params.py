@@ -422,7 +422,15 @@ class ChoiceParams(Section):
 
     enabled: bool = True  # false: page_percentile and policy stand as they are
     page_percentiles: Annotated[tuple[Percentile, ...], Field(min_length=1)] = (99.8, 99.9, 99.95, 99.98, 99.99)
-    k_of_n: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)] = ((1, 1), (3, 5), (5, 8), (12, 20))
+    k_of_n: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)] = (
+        (1, 1),
+        (3, 5),
+        (5, 8),
+        (12, 20),
+        (60, 120),
+        (180, 360),
+    )
+    longest_hours: Annotated[float, Field(gt=0)] = 6.0  # that n rows may span; longer ones are left out
     cool_down_hours: Annotated[tuple[Hours, ...], Field(min_length=1)] = (0.0, 24.0)
 
     @model_validator(mode="after")

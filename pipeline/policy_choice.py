@@ -151,7 +151,7 @@ def choose_policy(
     allowed = budget * days
     sequences, names, failed_us = _sequences(tune)
     if names or allowed >= upper_bound(np.zeros(1, np.int64), confidence)[0]:
-        percentiles, policies = _grid(choice, base, low_percentile, page_percentile, notes)
+        percentiles, policies = _grid(choice, base, low_percentile, page_percentile, interval_us, notes)
     else:  # nothing tells candidates apart
         percentiles, policies = [page_percentile], [base]
     thresholds = {percentile: _threshold(threshold_of, percentile) for percentile in (low_percentile, *percentiles)}
@@ -240,7 +240,12 @@ def _sequences(tune: TuneFailureRows) -> tuple[ScoredRows, list[str], list[int]]
 
 
 def _grid(
-    choice: ChoiceParams, base: PolicyParams, low_percentile: float, page_percentile: float, notes: list[str]
+    choice: ChoiceParams,
+    base: PolicyParams,
+    low_percentile: float,
+    page_percentile: float,
+    interval_us: int,
+    notes: list[str],
 ) -> tuple[list[float], list[PolicyParams]]:
     """Percentiles and policies to be tried."""
     if not choice.enabled:
@@ -255,8 +260,19 @@ def _grid(
     if dropped:
         listed = ", ".join(f"{value:g}" for value in dropped)
         notes.append(f"Left out, not above low_percentile={low_percentile:g}: page percentile {listed}.")
-    shapes = dict.fromkeys(product(choice.k_of_n, choice.cool_down_hours))
+    shapes = dict.fromkeys(product(_short_enough(choice, interval_us, notes), choice.cool_down_hours))
     return percentiles, [base.model_copy(update={"k": k, "n": n, "cool_down_hours": hours}) for (k, n), hours in shapes]
+
+
+def _short_enough(choice: ChoiceParams, interval_us: int, notes: list[str]) -> list[tuple[int, int]]:
+    """Each k of n whose n rows span `longest_hours` at most; the shortest where all span more."""
+    shortest = min(n for _, n in choice.k_of_n)
+    most = max(shortest, int(choice.longest_hours * MICROSECONDS_PER_HOUR / max(1, interval_us)))
+    longer = [f"{k} of {n}" for k, n in choice.k_of_n if n > most]
+    if longer:
+        apart = f"rows {interval_us / MINUTE:.4g} minutes apart"
+        notes.append(f"Left out, longer than {choice.longest_hours:g} h of {apart}: {', '.join(longer)}.")
+    return [(k, n) for k, n in choice.k_of_n if n <= most]
 
 
 def _threshold(threshold_of: Callable[[float], float], percentile: float) -> float:

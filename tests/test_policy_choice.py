@@ -120,6 +120,17 @@ class TestWithFailures:
         # two rows later than the first one that exceeds
         assert found.chosen["median_lead_time_hours"] == pytest.approx(8 - 2 / 6, abs=1e-3)
 
+    def test_rows_that_span_longer_than_asked_for_are_left_out(self) -> None:
+        shapes = ((1, 1), (12, 20), (60, 120))  # of rows every ten minutes: 3 h 20 min, and 20 h
+        choice = ChoiceParams(page_percentiles=(99.95,), k_of_n=shapes, cool_down_hours=(0,), longest_hours=4)
+        found = choose(quiet(), failures(one=[(10, 9.0)]), choice)
+        assert [(row["k"], row["n"]) for row in found.table] == [(1, 1), (12, 20)]
+        assert "Left out, longer than 4 h of rows 10 minutes apart: 60 of 120." in found.notes
+        all_longer = ChoiceParams(**choice.model_dump() | {"k_of_n": shapes[1:], "longest_hours": 1})
+        assert [row["n"] for row in choose(quiet(), failures(one=[(10, 9.0)]), all_longer).table] == [20]
+        enough = ChoiceParams(**choice.model_dump() | {"longest_hours": 20})
+        assert [row["n"] for row in choose(quiet(), failures(one=[(10, 9.0)]), enough).table] == [1, 20, 120]
+
     def test_a_cool_down_is_chosen_where_only_it_keeps_the_budget(self) -> None:
         healthy = quiet()
         for start in range(500, 600, 12):
@@ -352,7 +363,7 @@ def test_the_choice_is_plain_json_and_keeps_what_params_say_of_the_rest() -> Non
     ("settings", "message"),
     [
         ({"k_of_n": [[3, 2]]}, r"got \[3, 2\] in k_of_n, expected k at most n"),
-        ({"cool_down_hours": [0, 1, 2, 3]}, "got 80 policies, expected at most 60"),
+        ({"cool_down_hours": [0, 1, 2, 3]}, "got 120 policies, expected at most 60"),
         ({"page_percentiles": [50]}, "greater than 50"),
         ({"page_percentiles": [100]}, "less than 100"),
         ({"page_percentiles": []}, "at least 1 item"),
