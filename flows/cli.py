@@ -135,25 +135,15 @@ def ingest(
     given: GivenLayout,
 ) -> None:
     """Bring spectra into the project's form: day files, a maintenance log, fleet.yaml."""
-    from pipeline.ingest import ingest as run
+    from pipeline.ingest import ingest_for as run
     from pipeline.params import IngestParams
 
     _check_time(time)
     settings = _params(params)
     stated = {"timezone": timezone, "time": time, "label_column": label_column}
     how = _with_options(settings.ingest, IngestParams, stated)
-    split = settings.split
-    summary = run(
-        source,
-        out,
-        how,
-        horizon_hours=split.horizon_hours,
-        tune_share=split.tune_failure_share,
-        unseen_share=split.unseen_machine_share,
-        layout=given.layout(source),
-        unit=given.unit,
-        kind=given.kind,
-    )
+    stated_layout = {"layout": given.layout(source), "unit": given.unit, "kind": given.kind}
+    summary = run(source, out, how, settings.split, trains=True, **stated_layout)
     for warning in summary.warnings:
         _say(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
     _say(

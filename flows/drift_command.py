@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import difflib
 import json
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,6 +29,7 @@ DriftNumber = Annotated[int, typer.Argument(help="Number of the drift, as `list`
 JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 DASH = "—"
 SHOWN_MACHINES = 10
+LIKE_NAMES = 5  # that are shown where one is unknown
 
 
 def monitor() -> None:
@@ -52,10 +55,11 @@ def retrain(
     settings = _configured()
     if not why.strip():
         raise UserError("--why: got nothing, expected a reason.")
-    from flows.database import open_database
+    from flows.database import open_database, utc_now
     from flows.person import person
     from flows.retrain import Retrained, names_of
     from flows.retrain import retrain as flow
+    from flows.service.drifts import known_machines
     from flows.service.retrainings import Wish, ask
 
     moment = None if changed_at is None else _moment(changed_at)
@@ -63,6 +67,7 @@ def retrain(
         raise UserError("--machine: got names without --changed-at, expected since when they are another.")
     engine = open_database(settings.database_url)
     try:
+        check_change(moment, machine or (), known_machines(engine), utc_now())
         asked = ask(engine, Wish(person(None), why, None, moment, names_of(machine)))
     finally:
         engine.dispose()
@@ -199,9 +204,32 @@ def _table(*headings: str, title: str | None = None) -> Table:
 def _moment(text: str) -> dt.datetime:
     try:
         moment = dt.datetime.fromisoformat(text)
-    except ValueError:
+        return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
+    except (ValueError, OverflowError):
         raise UserError(f"--changed-at: got {text!r}, expected ISO 8601 (2025-03-01T06:00).") from None
-    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
+
+
+def check_change(
+    changed_at: dt.datetime | None, machines: Iterable[str], known: Collection[str], now: dt.datetime
+) -> None:
+    """Refuse what no stage has to find out hours later: a change that is still to come, machines that nobody heard.
+
+    Args:
+        changed_at: since when the plant is another; None: nothing changed.
+        machines: that changed.
+        known: that the service has heard; none where it has scored nothing yet, and names cannot be checked.
+        now: the present.
+
+    Raises:
+        UserError: one of them.
+    """
+    if changed_at is not None and changed_at > now:
+        got, expected = f"{changed_at:%Y-%m-%d %H:%M} UTC", f"a time that has passed (it is {now:%Y-%m-%d %H:%M} UTC)"
+        raise UserError(f"--changed-at: got {got}, expected {expected}.")
+    for name in (each for each in machines if known and each not in known):
+        like = difflib.get_close_matches(name, known, LIKE_NAMES) or sorted(known)[:LIKE_NAMES]
+        more = f", and {len(known) - len(like)} more" if len(known) > len(like) else ""
+        raise UserError(f"--machine: got {name!r}, expected one that has been scored: {', '.join(like)}{more}.")
 
 
 def _say(line: str) -> None:

@@ -37,6 +37,16 @@ class Graph:
                 waiting.extend(self.parents[parent])
         return frozenset(found)
 
+    def inputs_of(self, stages: Iterable[str]) -> tuple[str, ...]:
+        """The stages whose outputs these read, in order.
+
+        >>> graph = Graph(("a", "b", "c"), {"a": frozenset(), "b": frozenset("a"), "c": frozenset("ab")})
+        >>> graph.inputs_of(["c"])
+        ('a', 'b')
+        """
+        parents = frozenset[str]().union(*(self.parents[name] for name in stages))
+        return tuple(name for name in self.order if name in parents)
+
     def restricted_to(self, targets: Iterable[str]) -> Graph:
         """Only the targets and what they depend on; the whole graph where it has none of them.
 

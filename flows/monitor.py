@@ -31,13 +31,13 @@ from flows.service.drifts import (
     take_out,
 )
 from flows.service.ledger import newest_time
-from flows.service.retrainings import AT_WORK, MONITOR, Wish, ask, due, is_at_work, list_retrainings, widen
-from flows.service.tables import DriftState, RetrainingState
+from flows.service.retrainings import Wish, ask, due, is_at_work, list_retrainings, widen
+from flows.service.tables import AT_WORK, MONITOR, DriftState, RetrainingState
 from flows.settings import Settings
 from flows.shadows import judge_shadows
 from pipeline.drift import DriftDecision, check_drift, service_window
 from pipeline.epochs import moment_of
-from pipeline.errors import HearkenError, ReleaseError
+from pipeline.errors import HearkenError
 from pipeline.params import MonitorParams, Params, load_params
 from pipeline.release import Release, load_release
 from pipeline.report_page.names import visible
@@ -114,9 +114,7 @@ def release_in_service(engine: Engine, settings: Settings) -> Release:
     Raises:
         ReleaseError: there is none, or it is damaged.
     """
-    row = registry.in_service(engine)
-    if row is None:
-        raise ReleaseError("registry: got no release in service, expected one (`hearken releases promote`).")
+    row = registry.serving(engine)
     return load_release(settings.releases / row.id, row.id)
 
 
@@ -209,7 +207,8 @@ def _ask_for_the_full_build(engine: Engine, release: Release) -> None:
     changed = dt.datetime.fromisoformat(changed_at)
     horizon = dt.timedelta(hours=float(release.manifest["params"]["split"]["horizon_hours"]))
     newest, late = newest_time(engine), changed + horizon + horizon
-    over = (RetrainingState.REFUSED, RetrainingState.FAILED, RetrainingState.CANCELLED)
+    # one that was merged into another has said why in its own row: the other's reason may be too long for it
+    over = (RetrainingState.REFUSED, RetrainingState.FAILED, RetrainingState.CANCELLED, RetrainingState.MERGED)
     known = list_retrainings(engine, [*AT_WORK, *over])
     why = f"release {release.id} is provisional, and the horizon after its change has passed"
     if newest is None or newest < late or any(why in each.why for each in known):

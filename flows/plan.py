@@ -30,8 +30,7 @@ class Plan:
     @property
     def inputs_of_training(self) -> tuple[str, ...]:
         """Stages whose outputs the neural detectors read."""
-        parents: set[str] = set().union(*(self.graph.parents[name] for name in self.neural))
-        return tuple(stage for stage in self.graph.order if stage in parents)
+        return self.graph.inputs_of(self.neural)
 
 
 def make_plan(workspace: Workspace) -> Plan:

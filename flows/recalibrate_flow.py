@@ -27,8 +27,8 @@ from flows.service.tables import Upload, UploadState
 from flows.settings import Settings
 from flows.workspace import held
 from pipeline.epochs import microseconds
-from pipeline.errors import ContractError, HearkenError, ReleaseError
-from pipeline.ingest import ingest
+from pipeline.errors import ContractError, HearkenError
+from pipeline.ingest import ingest_for
 from pipeline.landing import SourceFile
 from pipeline.params import Params, RecalibrateParams, load_params
 from pipeline.recalibrate import Recalibration, TierChange, recalibrate
@@ -64,9 +64,7 @@ def recalibrate_in_service(checkout: str | None = None) -> FinishedRecalibration
         params = load_params(settings.checkout / "params.yaml")
         engine = open_database(settings.database_url)
         try:
-            champion = registry.in_service(engine)
-            if champion is None:
-                raise ReleaseError("registry: got no release in service, expected one (`hearken releases promote`).")
+            champion = registry.serving(engine)
             with held(settings, settings.recalibration):
                 done, made = recalibrated(settings, engine, params, champion)
         finally:
@@ -96,6 +94,8 @@ def recalibrated(
         reason = f"the same rows gave v{row.version} again, which is {str(row.state).replace('_', ' ')}"
     elif params.recalibrate.promote == "manual":
         reason = f"v{row.version} is a candidate: recalibrate.promote is manual"
+    elif (back := registry.taken_back(engine)) is not None:
+        reason = f"v{row.version} is a candidate: {back.who} took service back to v{back.version}, so a person promotes"
     elif against:
         reason = f"v{row.version} is a candidate: {'; '.join(against)}"
     else:
@@ -120,16 +120,7 @@ def take_in(settings: Settings, params: Params, newest_us: int) -> int:
     finally:
         engine.dispose()
     if files:
-        split = params.split
-        summary = ingest(
-            place,
-            settings.recalibration,
-            params.ingest,
-            horizon_hours=split.horizon_hours,
-            tune_share=split.tune_failure_share,
-            unseen_share=split.unseen_machine_share,
-            only=files,
-        )
+        summary = ingest_for(place, settings.recalibration, params.ingest, params.split, only=files)
         get_run_logger().info("%d rows of %d files, to %s", summary.rows, len(files), summary.last)
     return len(files)
 

@@ -174,6 +174,18 @@ def in_service(engine: Engine) -> ReleaseRow | None:
     return _in_transaction(engine, lambda session: session.scalar(query))
 
 
+def serving(engine: Engine) -> ReleaseRow:
+    """The release in service, for whoever can do nothing without one.
+
+    Raises:
+        ReleaseError: there is none.
+    """
+    row = in_service(engine)
+    if row is None:
+        raise ReleaseError("release: got none in service, expected one: hearken releases promote.")
+    return row
+
+
 def find_release(engine: Engine, name: str | int) -> ReleaseRow:
     """By id, the beginning of one (4 digits or more), or version (`3`, `v3`, `release/v3`).
 
@@ -320,6 +332,16 @@ def before(history: Iterable[Promotion], known: Collection[str]) -> str | None:
 def promotions(engine: Engine) -> list[Promotion]:
     """The history of what was in service, oldest line first."""
     return _in_transaction(engine, _history)
+
+
+def taken_back(engine: Engine) -> Promotion | None:
+    """The rollback by which a person put in service what serves now; None: it was promoted.
+
+    While it stands nothing enters service unasked: what a person took back would come again by itself.
+    """
+    last = sa.select(Promotion).order_by(Promotion.id.desc()).limit(1)
+    line = _in_transaction(engine, lambda session: session.scalar(last))
+    return line if line is not None and line.rollback else None
 
 
 def refuse(engine: Engine, name: str | int, note: str, decision: dict[str, Any] | None = None) -> ReleaseRow:

@@ -124,6 +124,9 @@ def promote_command(
     force: Annotated[
         bool, typer.Option("--force", help="Also one that the gate refused or that is in shadow; with --note.")
     ] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also where a challenger waits in shadow, which is refused then.")
+    ] = False,
     who: WhoOption = None,
 ) -> None:
     """Put a release into service after checking every byte of it; from the next scoring run on it scores."""
@@ -131,7 +134,7 @@ def promote_command(
     from flows.releases.entry import put_into_service
 
     settings, engine = _places()
-    row = put_into_service(settings, engine, release, who=person(who), note=note, force=force)
+    row = put_into_service(settings, engine, release, who=person(who), note=note, force=force, anyway=anyway)
     _say(f"release {row.id} (v{row.version}) is in service from the next scoring run on")
 
 

@@ -24,6 +24,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from flows import registry
+from flows.build_flow import TIMEOUT_SECONDS as BUILD_SECONDS
 from flows.build_flow import build_workspace
 from flows.database import open_database
 from flows.plan import RELEASE
@@ -35,17 +36,17 @@ from flows.service.ledger import new_owner
 from flows.service.retrainings import Waits, claim, end, renew, try_again
 from flows.service.tables import Retraining, RetrainingState
 from flows.settings import Settings
-from flows.shadows import challengers_of, deadline_of, keep_record, keep_seeds
+from flows.shadows import challengers_of, deadline_of, keep_record, keep_seeds, waits_for_a_person
 from flows.workspace import Workspace, open_workspace
 from pipeline.errors import HearkenError, ReleaseError, UserError, WorkspaceError
 from pipeline.gate import GateDecision, Verdict, judge_build
-from pipeline.params import Params, load_params
+from pipeline.params import MOST_SEEDS, Params, load_params
 from pipeline.release import load_release
 from pipeline.report_page.names import visible
 
 GPU_DEPLOYMENT = "train-on-gpu/train-on-gpu"
 NAME = "retrain"  # of the private clone; those of other seeds have a number behind it
-TIMEOUT_SECONDS = 6 * 3600
+TIMEOUT_SECONDS = MOST_SEEDS * BUILD_SECONDS  # each seed is a build; only a hung run is stopped by it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +97,14 @@ def _retrain(engine: Engine, settings: Settings, params: Params, gpu_deployment:
     except (HearkenError, OSError) as error:
         if isinstance(error, UserError) and not isinstance(error, WorkspaceError):
             # a person's mistake: the same again would be the same again
-            with Session(engine) as session, session.begin():
-                end(session, claimed.id, owner, RetrainingState.FAILED, error=str(error))
+            end(engine, claimed.id, owner, RetrainingState.FAILED, error=str(error))
             raise
         state = try_again(engine, claimed.id, owner, params.retrain, str(error))
         logger.warning("retraining %d is %s: %s", claimed.id, state.value, error)
         raise error if isinstance(error, HearkenError) else HearkenError(f"retraining: {error}") from None
     except BaseException as error:
         if _is_cancelled():
-            with Session(engine) as session, session.begin():
-                end(session, claimed.id, owner, RetrainingState.CANCELLED, error="the flow run was cancelled")
+            end(engine, claimed.id, owner, RetrainingState.CANCELLED, error="the flow run was cancelled")
         else:
             try_again(engine, claimed.id, owner, params.retrain, f"the run ended: {type(error).__name__}")
         raise
@@ -212,13 +211,14 @@ def conclude(
     was = None if champion is None else champion.id
 
     def ended(state: RetrainingState, error: str | None = None) -> Retrained:
-        with Session(engine) as session, session.begin():
-            end(session, wish.id, owner, state, champion=was, challenger=challenger, error=error)
+        end(engine, wish.id, owner, state, champion=was, challenger=challenger, error=error)
         return Retrained(challenger=challenger, state=state, reason=note)
 
     # first: whoever promotes the challenger from here on, after a crash too, ends this wish and settles its drift
     with Session(engine) as session, session.begin():
         held = session.get(Retraining, wish.id, with_for_update=True)
+        if held is not None and held.state is RetrainingState.CANCELLED:  # a person dismissed the drift behind it
+            return Retrained(challenger=challenger, state=held.state, reason=str(held.error))
         if held is None or held.owner != owner:
             return Retrained(challenger=challenger, state=None, reason="another run has taken over")
         held.champion_id, held.challenger_id = was, challenger
@@ -226,15 +226,18 @@ def conclude(
         registry.keep_decision(engine, challenger, decision.to_dict())
     if was == challenger:
         return ended(RetrainingState.REFUSED)
-    if decision is None or (decision.verdict is Verdict.PROMOTE and params.retrain.promote == "auto"):
+    waits_for = waits_for_a_person(engine, params)
+    if decision is None or (decision.verdict is Verdict.PROMOTE and waits_for is None):
         try:
-            promote_checked(engine, challenger, who="retrain", note=note, instead_of=was)
+            promote_checked(engine, challenger, who="retrain", note=note, instead_of=was, unasked=True)
         except ReleaseError as error:
             return ended(RetrainingState.REFUSED, str(error))
         return Retrained(challenger=challenger, state=RetrainingState.PROMOTED, reason=note)
     if decision.verdict is Verdict.REFUSE:
         registry.refuse(engine, challenger, note)
         return ended(RetrainingState.REFUSED)
+    if decision.verdict is Verdict.PROMOTE:
+        note = f"{note}; it waits for `hearken releases promote`, as {waits_for}"
     row = registry.put_in_shadow(engine, challenger, deadline_of(engine, params), note)
     if row.state != ReleaseState.SHADOW:  # the same bytes were refused, or left service, before
         return ended(RetrainingState.REFUSED, f"release v{row.version} is {row.state}: it cannot be a shadow again")

@@ -18,20 +18,21 @@ from sqlalchemy.orm import Session
 from flows import registry
 from flows.database import reading, utc_now
 from flows.registry import ReleaseRow, ReleaseState
-from flows.releases.entry import promote_checked
+from flows.releases.entry import promote_checked, weights_of
 from flows.service.ledger import newest_time
 from flows.service.tables import Retraining, RetrainingState
 from flows.settings import Settings
 from pipeline.epochs import moment_of
 from pipeline.errors import HearkenError
 from pipeline.gate import GateDecision, Verdict, decision_page, judge_later
-from pipeline.ingest import ingest
+from pipeline.ingest import ingest_for
 from pipeline.params import Params
 from pipeline.release import Release, load_release
 from pipeline.score import score_data_set
 from pipeline.store import atomic_folder, read_json, write_json, write_text
 
-DATA, LOG = "data", "score_log"
+DATA, LOG, LOOKED = "data", "score_log", "looked.json"
+BETWEEN_LOOKS = dt.timedelta(days=1)  # of the data: a judgement takes in, scores and compares all later rows
 
 
 def shadow_folder(settings: Settings, identity: str) -> Path:
@@ -84,8 +85,7 @@ def judge_shadows(engine: Engine, settings: Settings, params: Params) -> list[st
     lines = []
     for row in registry.list_releases(engine):
         if row.state != ReleaseState.SHADOW:
-            for name in (DATA, LOG):  # nobody judges it any more
-                shutil.rmtree(shadow_folder(settings, row.id) / name, ignore_errors=True)
+            forget_shadow(settings, row.id)
         else:
             try:
                 lines.append(judge_shadow(engine, settings, params, row))
@@ -95,62 +95,99 @@ def judge_shadows(engine: Engine, settings: Settings, params: Params) -> list[st
     return lines
 
 
+def forget_shadow(settings: Settings, identity: str) -> None:
+    """Delete what only judging needs; the releases of other seeds stay with the record."""
+    folder = shadow_folder(settings, identity)
+    for name in (DATA, LOG):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / LOOKED).unlink(missing_ok=True)
+
+
 def judge_shadow(engine: Engine, settings: Settings, params: Params, row: ReleaseRow) -> str:
-    """Bring a shadow's data and log up to date and judge it once more.
+    """See whether a shadow has ended, and once a day of the data bring its data and log up to date and judge it.
 
     Raises:
         HearkenError: it cannot be judged now.
     """
     champion_row = registry.in_service(engine)
+    if champion_row is None:
+        load_release(settings.releases / row.id, row.id)
+        promote_checked(engine, row.id, who="monitor", note="no other release was in service", unasked=True)
+        return f"shadow {row.id}: promoted, no other release was in service"
+    against = _why_ended(engine, settings, row, champion_row)
+    if against is not None:
+        refuse(engine, row.id, against)
+        return f"shadow {row.id}: refused: {against}"
+    newest = newest_time(engine)
+    if not look_is_due(settings, row, champion_row, newest):
+        return f"shadow {row.id}: waits: it was judged with rows of less than a day ago"
     folder = shadow_folder(settings, row.id)
-    split = params.split
-    ingest(
-        settings.landing_place(params.source.path),
-        folder / DATA,
-        params.ingest,
-        horizon_hours=split.horizon_hours,
-        tune_share=split.tune_failure_share,
-        unseen_share=split.unseen_machine_share,
-    )
+    ingest_for(settings.landing_place(params.source.path), folder / DATA, params.ingest, params.split)
     challengers = challengers_of(settings, row.id)
     since = moment_of(int(challengers[0].manifest["newest_row_us"]))
     score_data_set(challengers[0], folder / DATA, folder / LOG, since=since)
-    if champion_row is None:
-        promote_checked(engine, row.id, who="monitor", note="no other release was in service")
-        return f"shadow {row.id}: promoted, no other release was in service"
     champion = load_release(settings.releases / champion_row.id, champion_row.id)
-    first = _champion_of(engine, row.id)
-    if first is not None and weights_of(settings, first) != weights_of(settings, champion.id):
-        why = f"release v{champion_row.version} has entered service since: with other weights there nothing compares"
-        refuse(engine, row.id, why)
-        return f"shadow {row.id}: refused: {why}"
     decision = judge_later(champion, challengers, folder / DATA, None, params.gate, params.evaluate)
     registry.keep_decision(engine, row.id, decision.to_dict())
     keep_record(settings, row.id, decision, f"Release v{row.version} against v{champion_row.version}", row.shadow_until)
-    if decision.verdict is Verdict.PROMOTE and params.retrain.promote == "auto":
-        promote_checked(engine, row.id, who="monitor", note=decision.reason, instead_of=champion_row.id)
-        return f"shadow {row.id}: promoted: {decision.reason}"
+    said = _carry_out(engine, params, row, champion_row, decision)
+    if newest is not None:  # after what was decided was carried out: a crash between them looks again
+        write_json(folder / LOOKED, {"newest": newest.isoformat(), "champion": champion_row.id})
+    return f"shadow {row.id}: {said}"
+
+
+def _carry_out(engine: Engine, params: Params, row: ReleaseRow, champion: ReleaseRow, decision: GateDecision) -> str:
+    """Do with a shadow what was decided, and say so; what the gate accepts may have to wait for a person."""
+    if decision.verdict is Verdict.PROMOTE:
+        waits_for = waits_for_a_person(engine, params)
+        if waits_for is not None:
+            return f"waits for `hearken releases promote`, as {waits_for}: {decision.reason}"
+        note = decision.reason
+        promote_checked(engine, row.id, who="monitor", note=note, instead_of=champion.id, unasked=True)
+        return f"promoted: {decision.reason}"
     if decision.verdict is Verdict.REFUSE:
         refuse(engine, row.id, decision.reason)
-        return f"shadow {row.id}: refused: {decision.reason}"
-    if decision.verdict is Verdict.WAIT and _end_when_due(engine, row, f"deadline passed: {decision.reason}"):
-        return f"shadow {row.id}: refused, its deadline has passed: {decision.reason}"
-    return f"shadow {row.id}: waits: {decision.reason}"
+        return f"refused: {decision.reason}"
+    if _end_when_due(engine, row, f"deadline passed: {decision.reason}"):
+        return f"refused, its deadline has passed: {decision.reason}"
+    return f"waits: {decision.reason}"
 
 
-def _champion_of(engine: Engine, identity: str) -> str | None:
-    """The release that was in service when a challenger was built; the same bytes may have been built before."""
-    query = sa.select(Retraining.champion_id).where(Retraining.challenger_id == identity)
+def waits_for_a_person(engine: Engine, params: Params) -> str | None:
+    """Why what the gate has accepted does not enter service unasked; None: it does."""
+    if params.retrain.promote == "manual":
+        return "retrain.promote is manual"
+    back = registry.taken_back(engine)
+    return None if back is None else f"{back.who} took service back to v{back.version} and promoted nothing since"
+
+
+def _why_ended(engine: Engine, settings: Settings, row: ReleaseRow, champion: ReleaseRow) -> str | None:
+    """Why a shadow needs no judgement any more: its retraining was cancelled, or other weights are in service."""
+    query = sa.select(Retraining).where(Retraining.challenger_id == row.id).order_by(Retraining.id.desc()).limit(1)
     with Session(reading(engine)) as session:
-        return session.scalar(query.order_by(Retraining.id.desc()).limit(1))
+        asked = session.scalar(query)  # the newest: the same bytes may have been built before
+    if asked is None:
+        return None
+    if asked.state is RetrainingState.CANCELLED:
+        return str(asked.error)
+    if asked.champion_id is not None and weights_of(settings, asked.champion_id) != weights_of(settings, champion.id):
+        return f"release v{champion.version} has entered service since: with other weights there nothing compares"
+    return None
 
 
-def weights_of(settings: Settings, identity: str) -> str:
-    """The release that a release has its weights of: itself, or the one that was recalibrated, perhaps repeatedly."""
-    manifest = settings.releases / identity / "manifest.json"
-    while manifest.is_file() and (before := read_json(manifest).get("recalibrated_from")):
-        identity, manifest = str(before), settings.releases / str(before) / "manifest.json"
-    return identity
+def look_is_due(settings: Settings, row: ReleaseRow, champion: ReleaseRow, newest: dt.datetime | None) -> bool:
+    """Whether there may be something new to judge with: a day of rows, the deadline, other thresholds in service.
+
+    One that the gate has accepted and that waits for a person outlives its deadline, and has no second one.
+    """
+    looked = shadow_folder(settings, row.id) / LOOKED
+    if newest is None or not looked.is_file():
+        return True
+    told = read_json(looked)
+    last = dt.datetime.fromisoformat(told["newest"])
+    if row.shadow_until is not None and last < row.shadow_until <= newest:
+        return True
+    return told["champion"] != champion.id or newest >= last + BETWEEN_LOOKS
 
 
 def _end_when_due(engine: Engine, row: ReleaseRow, why: str) -> bool:

@@ -23,7 +23,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Completed
 
-from flows.graph import run_dvc
+from flows.graph import read_graph, run_dvc
 from flows.repository import LOCK, commit_build
 from flows.runs import failed, settings_of_run, value_of
 from flows.stages import Outcome, StageResult, run_stage
@@ -80,6 +80,17 @@ def move_data(workspace: Workspace, arguments: list[str]) -> None:
     run_dvc(workspace.folder, arguments, workspace.environment)
 
 
+@task(name="take inputs", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=RETRIES)
+def take_inputs(workspace: Workspace, stages: list[str]) -> None:
+    """Make what these stages read what dvc.lock says, from the DVC remote.
+
+    `dvc repro --pull` takes only what is missing: in a clone that is used again it would train on what the training
+    before has left there.
+    """
+    inputs = read_graph(workspace.folder, workspace.environment).inputs_of(stages)
+    run_dvc(workspace.folder, ["pull", "--force", *inputs], workspace.environment)
+
+
 @flow(name="train-on-gpu", persist_result=False)
 def train_on_gpu(branch: str, stages: list[str]) -> State[Any]:
     """Train the named stages of a build branch in one job, and push models and run-cache to the DVC remote.
@@ -96,6 +107,7 @@ def train_on_gpu(branch: str, stages: list[str]) -> State[Any]:
             repository, cache, remote = settings.repository, settings.cache, settings.remote
             commit = create_workspace(repository, branch, folder, cache, remote, keep_lock=False)
             workspace = Workspace(folder=folder, commit=commit, origin=repository, settings=settings)
+            take_inputs(workspace, stages)
             for stage in stages:
                 value_of(train_stage(workspace, stage))
             move_data(workspace, ["push", "--run-cache", *stages])
@@ -204,7 +216,8 @@ def restore_stage(workspace: Workspace, stage: str) -> StageResult | State[objec
     def no_training(line: str) -> None:
         logger.debug(line)
         if f"{stage}: Running stage" in line:
-            raise StageFailed(stage, 1, "the DVC remote has not what the worker trained; is it the same remote?")
+            got = "the DVC remote has nothing that was trained with these inputs"
+            raise StageFailed(stage, 1, f"{got}; is it the remote of the worker, too?")
 
     try:
         result = run_stage(

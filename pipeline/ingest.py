@@ -155,6 +155,40 @@ def ingest(
     )
 
 
+def ingest_for(
+    source: Path | str,
+    out: Path | str,
+    params: IngestParams,
+    split: SplitParams,
+    *,
+    layout: SourceLayout | None = None,
+    unit: str | None = None,
+    kind: Literal["spectrum", "features"] | None = None,
+    only: Sequence[SourceFile] | None = None,
+    trains: bool = False,
+) -> IngestSummary:
+    """The same with the horizon and the roles of failures as section `split` has them: what builds and service take in.
+
+    `trains`: a build will split the rows.
+
+    Raises:
+        ContractError: see `ingest`.
+    """
+    return ingest(
+        source,
+        out,
+        params,
+        horizon_hours=split.horizon_hours,
+        tune_share=split.tune_failure_share,
+        unseen_share=split.unseen_machine_share,
+        layout=layout,
+        unit=unit,
+        kind=kind,
+        only=only,
+        trains=split if trains else None,
+    )
+
+
 def _spill_rows(
     source: Source, spill: DaySpill, keep: Sample | None
 ) -> tuple[Energies, tuple[str, ...] | None, dict[str, str]]:
@@ -370,15 +404,7 @@ def _replace(new: Path, old: Path) -> bool:
 def main() -> None:
     """Write data/raw from params.source and params.ingest."""
     params = load_params()
-    summary = ingest(
-        params.source.path,
-        Path("data/raw"),
-        params.ingest,
-        horizon_hours=params.split.horizon_hours,
-        tune_share=params.split.tune_failure_share,
-        unseen_share=params.split.unseen_machine_share,
-        trains=params.split,
-    )
+    summary = ingest_for(params.source.path, Path("data/raw"), params.ingest, params.split, trains=True)
     print(
         f"ingested {summary.rows:,} spectra of {summary.machines} machines in {summary.days} days: "
         f"{summary.written} day files written, {summary.deleted} removed; {summary.failures} failures"

@@ -562,6 +562,9 @@ class RetrainParams(Section):
     cpu_fallback: bool = True  # none came: train where the build runs; false: fail and say so
 
 
+MOST_SEEDS = 5  # each is a build of its own
+
+
 class GateParams(Section):
     """When a challenger takes the champion's place; the budget of false pages stands in `evaluate`."""
 
@@ -570,7 +573,7 @@ class GateParams(Section):
     lost_failures: Annotated[int, Field(ge=0)] = 1  # that the champion catches, of those that neither was tuned on
     shouts: Annotated[float, Field(gt=1)] = 10.0  # times the rate of its page tier: then a champion only shouts
     behind_baselines: Annotated[int, Field(ge=0)] = 0  # failures fewer than PCA, squared distance or energy catch
-    seeds: Annotated[int, Field(ge=1, le=5)] = 2  # challengers that must pass
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 2  # challengers that must pass
     time_ratio: Annotated[float, Field(gt=0)] = 1.5  # time per row, challenger over champion
     time_rows: Annotated[int, Field(ge=100)] = 1_000  # fewer are too few to measure time
     time_rounds: Annotated[int, Field(ge=5, le=101)] = 7  # in turns; the median ratio counts

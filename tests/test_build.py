@@ -22,7 +22,8 @@ from flows.repository import run_git
 from flows.settings import QUIET, Settings, child_environment
 from flows.stages import Outcome, explain_failure, read_outcome, run_stage
 from flows.summary import BuildResult, copy_outputs, print_summary
-from flows.workspace import open_workspace
+from flows.train_on_gpu import hand_over, move_data, take_inputs
+from flows.workspace import Workspace, create_workspace, open_workspace
 from pipeline.errors import ParamsError, StageFailed, UserError, WorkspaceError
 
 DVC_YAML = """\
@@ -164,6 +165,30 @@ def test_a_stage_runs_then_is_unchanged_then_is_restored(checkout):
         (workspace.folder / "dvc.lock").unlink()
         assert repro(workspace, "simulate").outcome == Outcome.RESTORED
         assert (workspace.folder / "data/demo").read_text() == "simulate"
+
+
+def trained_elsewhere(checkout, branch: str) -> tuple[Outcome, Outcome]:
+    """What a worker with a home of its own did to train, and what the build then did."""
+    here = Settings.of(checkout)
+    there = Settings.of(checkout, {"HEARKEN_HOME": str(checkout.parent / "worker"), "HEARKEN_DVC_REMOTE": here.remote})
+    with open_workspace(here, clone=True) as workspace:
+        for stage in ("simulate", "ingest"):
+            repro(workspace, stage)
+        hand_over.fn(workspace, branch, ["ingest"])
+        folder = there.workspaces / "train-on-gpu"
+        create_workspace(here.repository, branch, folder, there.cache, there.remote, keep_lock=False)
+        worker = Workspace(folder=folder, commit="", origin=here.repository, settings=there)
+        take_inputs.fn(worker, ["train@pca"])
+        trained = repro(worker, "train@pca", pull=True).outcome
+        move_data.fn(worker, ["push", "--run-cache", "train@pca"])
+        move_data.fn(workspace, ["fetch", "--run-cache", "train@pca"])
+        return trained, repro(workspace, "train@pca", pull=True).outcome
+
+
+def test_a_worker_that_trains_again_reads_the_inputs_of_this_build_and_not_of_the_last(checkout):
+    assert trained_elsewhere(checkout, "build/one") == (Outcome.RAN, Outcome.RESTORED)
+    (checkout / "step.py").write_text(STEP.replace("text = name", 'text = "other rows, " + name', 1))
+    assert trained_elsewhere(checkout, "build/two") == (Outcome.RAN, Outcome.RESTORED)
 
 
 def test_a_persons_mistake_in_a_stage_comes_in_its_own_words(checkout, monkeypatch):

@@ -24,7 +24,16 @@ from flows.monitor import follow_up
 from flows.registry import ReleaseState
 from flows.releases.entry import promote_checked
 from flows.service.answers_export import added_log, export_answers
-from flows.service.drifts import Entered, Found, dismiss_drift, enter_drift, list_drifts, open_drifts, take_out
+from flows.service.drifts import (
+    Entered,
+    Found,
+    dismiss_drift,
+    enter_drift,
+    let_pass,
+    list_drifts,
+    open_drifts,
+    take_out,
+)
 from flows.service.feedback import alert_story, confirm
 from flows.service.retrainings import Wish, ask, claim, end
 from flows.service.tables import (
@@ -115,8 +124,7 @@ def test_a_drift_that_is_over_and_that_nothing_is_built_for_explains_no_more(eng
     held = claim(engine, RetrainParams(), "me")
     assert isinstance(held, Retraining)
     assert held.machines == ["a", "b", "c"]
-    with Session(engine) as session, session.begin():
-        end(session, held.id, "me", RetrainingState.REFUSED)
+    end(engine, held.id, "me", RetrainingState.REFUSED)
     look(decided("none"))
     assert list_drifts(engine)[0].state is DriftState.SETTLED
     assert "again" in list_drifts(engine)[0].note
@@ -238,9 +246,9 @@ def test_a_confirmed_alert_that_stands_goes_on_beside_a_drift(plant: ServicePlan
     assert after.last_at > standing.last_at
 
 
-def _challenger(plant: ServicePlant) -> str:
-    folder = plant.folder / "challenger"
-    store.write_json(folder / "manifest.json", {"metrics": {}})
+def _challenger(plant: ServicePlant, name: str = "challenger") -> str:
+    folder = plant.folder / name
+    store.write_json(folder / "manifest.json", {"metrics": {"name": name}})
     return registry.register_release(plant.engine, plant.settings.releases, folder, commit="c").id
 
 
@@ -253,8 +261,7 @@ def test_a_promoted_challenger_settles_its_drift_and_later_builds_know_the_chang
     held = claim(plant.engine, RetrainParams(), "me")
     assert isinstance(held, Retraining)
     challenger = _challenger(plant)
-    with Session(plant.engine) as session, session.begin():
-        assert end(session, held.id, "me", RetrainingState.SHADOW, champion=plant.release, challenger=challenger)
+    assert end(plant.engine, held.id, "me", RetrainingState.SHADOW, champion=plant.release, challenger=challenger)
     with pytest.raises(ReleaseError, match="another has entered service"):
         promote_checked(plant.engine, challenger, who="ann", instead_of="another")
     assert list_drifts(plant.engine)[0].state is DriftState.OPEN
@@ -269,3 +276,36 @@ def test_a_promoted_challenger_settles_its_drift_and_later_builds_know_the_chang
         assert wish is not None
         assert wish.state is RetrainingState.PROMOTED
         assert session.get(PolicyMemory, "a") is not None
+
+
+def settled_by(plant: ServicePlant, name: str, drift_id: int, at: dt.datetime) -> str:
+    """A challenger that was built for a drift, in service."""
+    ask(plant.engine, Wish("monitor", f"drift {drift_id} for {name}", drift_id, at, ("a", "b")))
+    held = claim(plant.engine, RetrainParams(cool_down_hours=0), "me")
+    assert isinstance(held, Retraining)
+    challenger = _challenger(plant, name)
+    end(plant.engine, held.id, "me", RetrainingState.SHADOW, challenger=challenger)
+    promote_checked(plant.engine, challenger, who="ann")
+    return challenger
+
+
+def test_a_change_that_is_found_again_after_a_rollback_is_the_same_one_and_enters_the_log_once(
+    plant: ServicePlant,
+) -> None:
+    first = enter(plant, ["a", "b"], hour(0)).drift
+    two = settled_by(plant, "two", first.id, hour(0))
+    assert enter_drift(plant.engine, replace(found("a", at=hour(1)), release_id=two)).new, "by a release that knew it"
+    registry.rollback(plant.engine, who="ben", note="shouts")
+    window = Found(plant.release, "fleet", ("a", "b", "c"), hour(99), 1.0, {}, before_window=True)
+    again = enter_drift(plant.engine, window)
+    assert (again.new, again.drift.id, again.drift.state) == (False, first.id, DriftState.OPEN)
+    assert enter_drift(plant.engine, window).drift.id == first.id
+    settled_by(plant, "three", first.id, hour(0))
+    log = [(line["machine_id"], line["start"]) for line in added_log(plant.engine).to_pylist()]
+    assert sorted(log) == [(name, hour(0)) for name in "abc"]
+
+
+def test_a_change_that_passed_by_itself_is_not_taken_up_again(plant: ServicePlant) -> None:
+    drift = enter(plant, ["a", "b"], hour(0)).drift
+    let_pass(plant.engine, drift.id, "the season is over")
+    assert enter(plant, ["a", "b"], hour(1)).new

@@ -15,7 +15,7 @@ from written_alerts import heard, hour
 
 from flows.monitor import follow_up, forget_reports
 from flows.service.drifts import Found, enter_drift, list_drifts
-from flows.service.retrainings import list_retrainings
+from flows.service.retrainings import MOST_WHY, Wish, ask, list_retrainings
 from flows.service.tables import RetrainingState, ShardState
 from pipeline.drift import ColumnDrift, DriftDecision
 from pipeline.params import MonitorParams
@@ -96,9 +96,10 @@ def test_a_provisional_release_is_built_fully_once_failures_have_had_time(engine
         later = shard_of("000000002-bb", ShardState.DONE, hour(2 * horizon + 1))
         later.planned_at, later.last_at = hour(9 * horizon), hour(2 * horizon + 1)
         session.add(later)
+    ask(engine, Wish("ann", "y" * 2 * MOST_WHY))  # merged reasons end within it
     for _ in range(2):
         follow(engine, young, decision("none"))
-    (wish,) = list_retrainings(engine)
-    assert (wish.changed_at, wish.drift_id, release.id in wish.why) == (None, None, True)
+    wish, other = list_retrainings(engine)
+    assert (wish.changed_at, wish.drift_id, release.id in wish.why, wish.merged_into) == (None, None, True, other.id)
     follow(engine, release, decision("none"))
-    assert len(list_retrainings(engine)) == 1
+    assert len(list_retrainings(engine)) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -73,3 +74,14 @@ def test_every_deployment_stands_in_the_table() -> None:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     for each in deployments:
         assert re.search(rf"^\| `{each['name']}` \| {each['work_pool']['name']} \|", PAGE, re.MULTILINE), each["name"]
+
+
+def test_the_table_says_when_each_run_ends_itself() -> None:
+    for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        module, name = each["entrypoint"].removesuffix(".py").replace(".py:", ":").split(":")
+        seconds = getattr(importlib.import_module(module.replace("/", ".")), name).timeout_seconds
+        row = re.search(rf"^\| `{each['name']}` \|.*\| ([^|]+) \|$", PAGE, re.MULTILINE)
+        assert row is not None
+        if seconds is not None:
+            told = f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:g} min"
+            assert row[1].split(",")[0] == told, each["name"]

@@ -103,7 +103,7 @@ def test_files_that_the_ledger_knows_are_not_opened(plant):
 
 def test_without_a_release_in_service_it_says_so(server, plant, monkeypatch, tmp_path):  # noqa: F811
     monkeypatch.setattr(plant, "database", f"sqlite:///{tmp_path / 'empty.db'}")
-    with pytest.raises(ReleaseError, match="got no release in service"):
+    with pytest.raises(ReleaseError, match="got none in service"):
         plant.recalibrate(monkeypatch)
 
 

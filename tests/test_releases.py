@@ -185,6 +185,22 @@ def test_what_the_gate_did_not_let_through_needs_force_and_a_note(
         put_into_service(plant.settings, plant.engine, three.id, who="ann")
 
 
+def test_while_a_challenger_waits_other_weights_need_a_word(plant: ServicePlant, built: Path, tmp_path: Path) -> None:
+    two, three = (register(plant, other_weights(built, tmp_path, factor)) for factor in (1.01, 1.02))
+    anew = register(plant, other_weights(built, tmp_path, 1.03, recalibrated_from=plant.release))
+    put_in_shadow(plant.engine, three.id, dt.datetime(2030, 1, 1, tzinfo=dt.UTC), "too few rows")
+    said = (
+        r"v2 .*got it while v3 .*waits in shadow until 2030-01-01 00:00 UTC, .*`hearken releases promote v2 --anyway`"
+    )
+    with pytest.raises(UserError, match=said):
+        put_into_service(plant.settings, plant.engine, two.id, who="ann")
+    assert getattr(in_service(plant.engine), "id", None) == plant.release
+    assert put_into_service(plant.settings, plant.engine, anew.id, who="recalibrate").state == "in_service"
+    assert put_into_service(plant.settings, plant.engine, two.id, who="ann", anyway=True).state == "in_service"
+    assert put_into_service(plant.settings, plant.engine, three.id, who="ann", force=True, note="now").id == three.id
+    assert put_into_service(plant.settings, plant.engine, anew.id, who="ann").id == anew.id, "nobody waits any more"
+
+
 ROLLER = """
 import sys
 from pathlib import Path

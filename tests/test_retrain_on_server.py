@@ -60,14 +60,27 @@ class Served:
         return next(each for each in list_retrainings(self.engine) if each.id == number)
 
     def training(self) -> list[psutil.Process]:
-        """Processes that work in the clone of the gpu worker."""
+        """Processes that work in the clone of the gpu worker, once they have left a checkpoint of their own.
+
+        One that was cancelled before has left another's.
+        """
         folder, found = self.plant.folder / "gpu" / "home" / "workspaces" / "train-on-gpu", []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 if Path(process.cwd()).is_relative_to(folder):
                     found.append(process)
-        has_checkpoint = any(folder.glob("**/checkpoint.safetensors"))
-        return found if has_checkpoint else []
+        begun = [process.create_time() for process in found if "pipeline.train" in _command(process)]
+        left = list[float]()
+        for path in folder.glob("**/checkpoint.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # a training that is done deletes its own
+                left.append(path.stat().st_mtime)
+        return found if begun and left and max(left) >= max(begun) else []
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 @pytest.fixture(scope="module")

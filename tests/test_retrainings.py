@@ -51,8 +51,7 @@ def taken(engine: sa.Engine, owner: str = "me", params: RetrainParams = PARAMS) 
 
 
 def finish(engine: sa.Engine, wish: Retraining, state: RetrainingState = RetrainingState.REFUSED) -> None:
-    with Session(engine) as session, session.begin():
-        assert end(session, wish.id, str(wish.owner), state)
+    assert end(engine, wish.id, str(wish.owner), state)
 
 
 def test_a_second_wish_is_merged_into_the_one_that_waits(engine: sa.Engine, clock: Callable[[float], None]) -> None:
@@ -115,8 +114,7 @@ def test_one_that_was_cut_off_is_taken_over_until_it_was_tried_enough(
     assert due(engine, params)
     assert (taken(engine, "you", params).id, taken_attempts(engine)) == (wish.id, 2)
     assert not renew(engine, wish.id, params, "me"), "the first owner has lost it"
-    with Session(engine) as session, session.begin():
-        assert not end(session, wish.id, "me", RetrainingState.PROMOTED)
+    assert not end(engine, wish.id, "me", RetrainingState.PROMOTED)
     clock(0.5)
     assert isinstance(claim(engine, params, "they"), Waits)
     (failed,) = list_retrainings(engine)
@@ -213,3 +211,17 @@ def test_a_wish_that_waits_grows_and_shrinks_with_its_drift(engine: sa.Engine, c
     assert list_retrainings(engine, [RetrainingState.WAITING])[0].machines == ["b", "c", "d", "e"]
     widen(engine, number, None)
     assert list_retrainings(engine, [RetrainingState.WAITING])[0].machines is None
+
+
+def test_reasons_that_are_merged_stay_short_and_none_is_lost(engine: sa.Engine, clock: Callable[[float], None]) -> None:
+    first = ask(engine, Wish("ann", "new spindles"))
+    for number in range(300):
+        ask(engine, Wish("monitor", f"drift {number}: they moved"))
+    ask(engine, Wish("bob", "x" * 9999))
+    merged = list_retrainings(engine, [RetrainingState.MERGED])
+    assert len({each.why for each in merged}) == 301
+    (waiting,) = list_retrainings(engine, [RetrainingState.WAITING])
+    assert waiting.id == first.id
+    assert waiting.why.startswith("new spindles; drift 0: they moved; ")
+    assert waiting.why.endswith("; and more")
+    assert max(len(each.why) for each in [waiting, *merged]) <= retrainings.MOST_WHY

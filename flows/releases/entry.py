@@ -16,6 +16,7 @@ from flows.service.drifts import settle_drift
 from flows.service.tables import Drift, DriftState, Retraining, RetrainingState
 from flows.settings import Settings
 from pipeline.errors import ReleaseError, UserError
+from pipeline.store import read_json
 
 if TYPE_CHECKING:
     from pipeline.release import Release
@@ -33,6 +34,7 @@ def put_into_service(
     who: str,
     note: str | None = None,
     force: bool = False,
+    anyway: bool = False,
     instead_of: str | None = None,
 ) -> ReleaseRow:
     """Check a release and promote it; it takes effect at the next scoring run.
@@ -44,18 +46,48 @@ def put_into_service(
         who: a person, or a flow; stands in the history.
         note: why; stands in the history and replaces the release's own note.
         force: also one that the gate refused or that is still in shadow, with a note; never a damaged one.
+        anyway: also one with other weights than those in service while a challenger waits in shadow.
         instead_of: the id that must be in service until now; None: any.
 
     Raises:
         ReleaseError: no such release, one whose files differ from its manifest, or one that may not enter service.
-        UserError: force without a note.
+        UserError: force without a note; the challenger that waits would have nothing to be compared with.
     """
     if force and not (note or "").strip():
         raise UserError("--force: got it without --note, expected a note that says why.")
     row = registry.find_release(engine, name)
     checked(settings, row)
+    if not anyway:
+        _leave_shadows_their_champion(settings, engine, row)
     but_not = () if force else may_not_enter(row)
     return promote_checked(engine, row.id, who=who, note=note, but_not=but_not, instead_of=instead_of)
+
+
+def _leave_shadows_their_champion(settings: Settings, engine: Engine, row: ReleaseRow) -> None:
+    """A challenger in shadow is compared with the weights in service; a recalibration of those may enter meanwhile.
+
+    Raises:
+        UserError: other weights, and one waits.
+    """
+    champion = registry.in_service(engine)
+    if champion is None or weights_of(settings, champion.id) == weights_of(settings, row.id):
+        return
+    known = registry.list_releases(engine)
+    for waits in (each for each in known if each.state == ReleaseState.SHADOW and each.id != row.id):
+        until = "" if waits.shadow_until is None else f" until {waits.shadow_until:%Y-%m-%d %H:%M} UTC"
+        raise UserError(
+            f"release v{row.version} ({row.id}): got it while v{waits.version} ({waits.id}) waits in shadow{until}, "
+            f"expected that to end first; `hearken releases promote v{row.version} --anyway` does it all the same, and "
+            f"v{waits.version} is refused then, as it is compared with v{champion.version}."
+        )
+
+
+def weights_of(settings: Settings, identity: str) -> str:
+    """The release that a release has its weights of: itself, or the one that was recalibrated, perhaps repeatedly."""
+    manifest = settings.releases / identity / "manifest.json"
+    while manifest.is_file() and (before := read_json(manifest).get("recalibrated_from")):
+        identity, manifest = str(before), settings.releases / str(before) / "manifest.json"
+    return identity
 
 
 def may_not_enter(row: ReleaseRow) -> tuple[ReleaseState, ...]:
@@ -71,10 +103,14 @@ def promote_checked(
     note: str | None = None,
     but_not: Collection[ReleaseState] = (),
     instead_of: str | None = None,
+    unasked: bool = False,
 ) -> ReleaseRow:
     """Promote a release whose files have been checked; end the retraining that made it, and settle the drift behind it.
 
     All in one transaction. See `put_into_service` and `registry.promote`.
+
+    Args:
+        unasked: no person decides just now; what a person has cancelled or taken back meanwhile is left alone.
 
     Raises:
         ReleaseError: no such release, one that may not enter service, or another in service than `instead_of`.
@@ -82,7 +118,11 @@ def promote_checked(
 
     def belongs(session: Session) -> None:
         take_lock(session, POLICY_LOCK)  # alerts and what the policy remembers change with it
-        for retraining in session.scalars(sa.select(Retraining).where(Retraining.challenger_id == identity)):
+        mine = sa.select(Retraining).where(Retraining.challenger_id == identity).order_by(Retraining.id)
+        retrainings = session.scalars(mine).all()
+        if unasked and retrainings and retrainings[-1].state is RetrainingState.CANCELLED:
+            raise ReleaseError(f"retraining {retrainings[-1].id}: got it cancelled: {retrainings[-1].error}")
+        for retraining in retrainings:
             if retraining.state in UNPROMOTED:
                 retraining.state, retraining.finished_at = RetrainingState.PROMOTED, utc_now()
                 retraining.owner = retraining.lease_until = None

@@ -24,14 +24,7 @@ from flows import registry
 from flows.database import reading, utc_now
 from flows.registry import ReleaseRow, ReleaseState
 from flows.releases.described import Described, spells
-from flows.service.tables import (
-    Alert,
-    Drift,
-    DriftState,
-    Retraining,
-    RetrainingState,
-    Shard,
-)
+from flows.service.tables import AT_WORK, Alert, Drift, DriftState, Retraining, Shard
 from flows.settings import Settings
 from pipeline.params import KeepParams
 from pipeline.score_log import log_days, releases_of
@@ -39,7 +32,6 @@ from pipeline.score_log import log_days, releases_of
 IDENTITY = re.compile(rf"[0-9a-f]{{{registry.ID_LENGTH}}}")
 GONE = re.compile(rf"\.{IDENTITY.pattern}\..*")  # copies that never got their place, and folders on their way out
 ORPHAN_HOURS = 24.0  # a folder without a row may be that of a build about to enter it
-AT_WORK = (RetrainingState.WAITING, RetrainingState.RUNNING, RetrainingState.SHADOW)
 YOUNG = (ReleaseState.CANDIDATE, ReleaseState.SHADOW)
 
 

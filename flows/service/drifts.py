@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,10 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from flows.database import POLICY_LOCK, RETRAIN_LOCK, exclusively, reading, take_lock, utc_now
+from flows.registry import ReleaseRow, refuse
 from flows.service.tables import (
+    AT_WORK,
+    MONITOR,
     Alert,
     AlertEvent,
     Answer,
@@ -35,7 +39,7 @@ from flows.service.tables import (
     RetrainingState,
     Standing,
 )
-from pipeline.errors import UserError
+from pipeline.errors import ReleaseError, UserError
 from pipeline.policy_state import forgiven
 from pipeline.schema import Tag
 
@@ -82,6 +86,7 @@ def enter_drift(engine: Engine, found: Found) -> Entered:
             session.add(drift)
             session.flush()
         else:
+            drift.state, drift.note = DriftState.OPEN, ""  # it may have been settled by a release taken back since
             drift.machines = sorted({*drift.machines, *found.machines})
             drift.share = max(drift.share, found.share)
             drift.verdict = "fleet" if "fleet" in (drift.verdict, found.verdict) else "group"
@@ -91,9 +96,10 @@ def enter_drift(engine: Engine, found: Found) -> Entered:
 
 
 def _continued(session: Session, found: Found) -> Drift | None:
-    """The open drift that is found again, by a release that does not know it yet (recalibrated meanwhile, say).
+    """The drift that is found again, by a release that does not know it yet (recalibrated meanwhile, say).
 
-    Its change lies at about the same time, or both lie before the window and most of the machines are those.
+    Its change lies at about the same time, or both lie before the window and most of the machines are those. It is
+    open, or a release settled it that a rollback took out of service, for one older than the drift.
     """
 
     def same(drift: Drift) -> bool:
@@ -102,8 +108,12 @@ def _continued(session: Session, found: Found) -> Drift | None:
         known = len(set(found.machines) & set(drift.machines))
         return found.before_window and drift.changed_at <= found.changed_at and 2 * known >= len(found.machines)
 
-    opened = session.scalars(sa.select(Drift).where(Drift.state == DriftState.OPEN).order_by(Drift.id))
-    return next(filter(same, opened), None)
+    found_before = session.scalars(sa.select(Drift).where(Drift.state == DriftState.OPEN).order_by(Drift.id)).all()
+    older = sa.select(ReleaseRow.created_at).where(ReleaseRow.id == found.release_id)
+    entered = sa.select(LogEntry.id).where(LogEntry.tag == Tag.FIRMWARE, LogEntry.start_at == Drift.changed_at)
+    settled = (Drift.state == DriftState.SETTLED, Drift.found_at > older.scalar_subquery(), entered.exists())
+    taken_back = session.scalars(sa.select(Drift).where(*settled).order_by(Drift.id.desc())).all()
+    return next(filter(same, [*found_before, *taken_back]), None)
 
 
 def _explain(session: Session, drift: Drift, machines: Iterable[str]) -> int:
@@ -199,21 +209,33 @@ def dismiss_drift(engine: Engine, drift_id: int, who: str, note: str) -> Drift:
         if drift.state is not DriftState.OPEN:
             raise UserError(f"drift {drift_id}: got one that is {drift.state}, expected one that is open.")
         drift.state, drift.note = DriftState.DISMISSED, f"{who}: {note}".rstrip(": ")
-        _withdraw(session, drift, f"drift {drift.id} was dismissed by {who}")
-        _unexplain(session, drift, drift.machines, f"drift {drift.id} was dismissed by {who}")
+        built.extend(_withdraw(session, drift, why))
+        _unexplain(session, drift, drift.machines, why)
         return drift
 
-    return exclusively(engine, POLICY_LOCK, dismiss)
+    built, why = list[str](), f"drift {drift_id} was dismissed by {who}"
+    drift = exclusively(engine, POLICY_LOCK, dismiss)
+    for challenger in built:  # not in the same transaction: promotions lock releases first, then the policy
+        with suppress(ReleaseError):  # pruned
+            refuse(engine, challenger, why)
+    return drift
 
 
-def _withdraw(session: Session, drift: Drift, why: str) -> None:
-    """Cancel the wishes of a drift that have not begun, but for those that another wish was merged into."""
+def _withdraw(session: Session, drift: Drift, why: str) -> list[str]:
+    """Cancel the wishes of a drift, at work or not; the challengers built for them.
+
+    Those of a person, and those that another wish was merged into, stay: somebody else wants that release too.
+    """
     take_lock(session, RETRAIN_LOCK)
-    waiting = (Retraining.drift_id == drift.id, Retraining.state == RetrainingState.WAITING)
-    for wish in session.scalars(sa.select(Retraining).where(*waiting)).all():
+    mine = (Retraining.drift_id == drift.id, Retraining.who == MONITOR, Retraining.state.in_(AT_WORK))
+    built = list[str]()
+    for wish in session.scalars(sa.select(Retraining).where(*mine).with_for_update()).all():
         merged = session.scalars(sa.select(Retraining.drift_id).where(Retraining.merged_into == wish.id)).all()
         if all(each == drift.id for each in merged):
             wish.state, wish.error, wish.finished_at = RetrainingState.CANCELLED, why, utc_now()
+            wish.owner = wish.lease_until = None
+            built += [wish.challenger_id] if wish.challenger_id is not None else []
+    return built
 
 
 def let_pass(engine: Engine, drift_id: int, note: str) -> None:
@@ -242,11 +264,16 @@ def _unexplain(session: Session, drift: Drift, machines: Sequence[str], why: str
 
 
 def settle_drift(session: Session, drift: Drift, note: str) -> None:
-    """A release that knows the change is in service: enter the change in the maintenance log, begin anew."""
+    """A release that knows the change is in service: enter the change in the maintenance log, begin anew.
+
+    A machine whose log has it already, as a rollback came between, gets no second entry.
+    """
     moment = utc_now()
     _explain(session, drift, drift.machines)
     drift.state, drift.note = DriftState.SETTLED, note
-    for machine in drift.machines:
+    entered = (LogEntry.tag == Tag.FIRMWARE, LogEntry.start_at == drift.changed_at)
+    known = set(session.scalars(sa.select(LogEntry.machine_id).where(*entered)))
+    for machine in (name for name in drift.machines if name not in known):
         entry = LogEntry(
             machine_id=machine, start_at=drift.changed_at, end_at=drift.changed_at, tag=str(Tag.FIRMWARE),
             failure_mode="", note=f"drift {drift.id}: the {drift.verdict} changed", who=POLICY, written_at=moment,

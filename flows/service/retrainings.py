@@ -17,12 +17,12 @@ from sqlalchemy.orm import Session
 
 from flows.database import RETRAIN_LOCK, exclusive, reading, utc_now
 from flows.service.ledger import newest_row
-from flows.service.tables import Retraining, RetrainingState
+from flows.service.tables import AT_WORK, MONITOR, Retraining, RetrainingState
 from pipeline.params import RetrainParams
 
-MONITOR = "monitor"  # who asks where no person does
 MOST_ERROR = 2000  # characters
-AT_WORK = (RetrainingState.WAITING, RetrainingState.RUNNING, RetrainingState.SHADOW)
+MOST_WHY = 2000  # characters of a wish; those that were merged into it keep their own reasons
+AND_MORE = "; and more"
 ENDED = (
     RetrainingState.PROMOTED,
     RetrainingState.REFUSED,
@@ -56,8 +56,8 @@ def ask(engine: Engine, wish: Wish) -> Retraining:
     with exclusive(engine, RETRAIN_LOCK) as session:
         waiting = _first_waiting(session)
         mine = Retraining(
-            asked_at=utc_now(), who=wish.who, why=wish.why, drift_id=wish.drift_id, changed_at=wish.changed_at,
-            machines=None if wish.machines is None else sorted(wish.machines),
+            asked_at=utc_now(), who=wish.who, why=wish.why[:MOST_WHY], drift_id=wish.drift_id,
+            changed_at=wish.changed_at, machines=None if wish.machines is None else sorted(wish.machines),
             state=RetrainingState.WAITING if waiting is None else RetrainingState.MERGED, attempts=0,
         )  # fmt: skip
         session.add(mine)
@@ -78,7 +78,7 @@ def _first_waiting(session: Session) -> Retraining | None:
 def _merge(waiting: Retraining, more: Retraining) -> None:
     """The later change counts: rows before it are not the plant that is to be learnt."""
     if more.why not in waiting.why:
-        waiting.why = f"{waiting.why}; {more.why}"
+        waiting.why = joined(waiting.why, more.why)
     waiting.drift_id = more.drift_id if waiting.drift_id is None else waiting.drift_id
     if more.changed_at is None:
         return
@@ -88,6 +88,20 @@ def _merge(waiting: Retraining, more: Retraining) -> None:
     waiting.changed_at = max(waiting.changed_at, more.changed_at)
     every = waiting.machines is None or more.machines is None
     waiting.machines = None if every else sorted({*(waiting.machines or ()), *(more.machines or ())})
+
+
+def joined(why: str, more: str) -> str:
+    """Two reasons in one line, which says so where it would get too long.
+
+    >>> joined("new spindles", "drift 2")
+    'new spindles; drift 2'
+    >>> joined(joined("new spindles", "x" * 3000), "drift 2")
+    'new spindles; and more'
+    """
+    if why.endswith(AND_MORE):
+        return why
+    both = f"{why}; {more}"
+    return both if len(both) <= MOST_WHY else why[: MOST_WHY - len(AND_MORE)] + AND_MORE
 
 
 def of_drift(session: Session, drift_id: int, states: Sequence[RetrainingState]) -> list[Retraining]:
@@ -200,7 +214,7 @@ def renew(engine: Engine, retraining_id: int, params: RetrainParams, owner: str)
 
 
 def end(
-    session: Session,
+    engine: Engine,
     retraining_id: int,
     owner: str,
     state: RetrainingState,
@@ -209,14 +223,15 @@ def end(
     challenger: str | None = None,
     error: str | None = None,
 ) -> bool:
-    """Write what became of one that is held, in a transaction of the caller's; false where another holds it by now."""
-    found = session.get(Retraining, retraining_id, with_for_update=True)
-    if found is None or found.owner != owner or found.state is not RetrainingState.RUNNING:
-        return False
-    found.state, found.owner, found.lease_until, found.finished_at = state, None, None, utc_now()
-    found.champion_id, found.challenger_id = champion or found.champion_id, challenger or found.challenger_id
-    found.error = None if error is None else error[:MOST_ERROR]
-    return True
+    """Write what became of one that is held; false where another holds it by now, or a person has ended it."""
+    with Session(engine) as session, session.begin():
+        found = session.get(Retraining, retraining_id, with_for_update=True)
+        if found is None or found.owner != owner or found.state is not RetrainingState.RUNNING:
+            return False
+        found.state, found.owner, found.lease_until, found.finished_at = state, None, None, utc_now()
+        found.champion_id, found.challenger_id = champion or found.champion_id, challenger or found.challenger_id
+        found.error = None if error is None else error[:MOST_ERROR]
+        return True
 
 
 def try_again(engine: Engine, retraining_id: int, owner: str, params: RetrainParams, error: str) -> RetrainingState:

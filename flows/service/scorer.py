@@ -18,14 +18,13 @@ from typing import Protocol
 import pyarrow as pa
 from sqlalchemy.engine import Engine
 
-from flows.registry import ReleaseRow, find_release, in_service
+from flows.registry import ReleaseRow, find_release, serving
 from flows.service import alert_book, ledger
 from flows.service.answers_export import added_log
 from flows.service.leases import signs_of_life
 from flows.service.ledger import Intake, Lease
 from flows.settings import Settings
 from pipeline.epochs import microseconds
-from pipeline.errors import ReleaseError
 from pipeline.params import Params
 from pipeline.release import Release
 from pipeline.score_shard import ShardJob, ShardResult, checked_release, discard, drop, publish, score_shard
@@ -116,10 +115,7 @@ def score_arrivals(
         ContractError: no landing zone, or its fleet.yaml or maintenance log is wrong.
     """
     begun = time.perf_counter()
-    row = in_service(engine)
-    if row is None:
-        raise ReleaseError("release: got none in service, expected one: hearken releases promote.")
-    run = _Run(engine, settings, params, row, submit, device)
+    run = _Run(engine, settings, params, serving(engine), submit, device)
     run.summary.intake = ledger.take_in(engine, run.zone, params.score, run.read_as)
     with signs_of_life(params.score.lease_minutes, run.renew):
         run.work_off(at_once)

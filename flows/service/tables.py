@@ -116,6 +116,10 @@ class RetrainingState(StrEnum):
     MERGED = "merged"  # into another that had not begun
 
 
+AT_WORK = (RetrainingState.WAITING, RetrainingState.RUNNING, RetrainingState.SHADOW)
+MONITOR = "monitor"  # who asks for a new release where no person does
+
+
 class Upload(Base):
     """One content of one file of the landing zone; the newest row of a path is what lies there."""
 

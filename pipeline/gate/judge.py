@@ -82,11 +82,6 @@ def judge_later(
     return _judged(releases, rows_since(releases, data_set, since), params, evaluate)
 
 
-def may_promote_meanwhile(release: Release, champion: Release) -> bool:
-    """Whether a release may enter service while a challenger waits: only a recalibration of the champion may."""
-    return release.manifest.get("recalibrated_from") == champion.id
-
-
 def _all(champion: Release, challengers: Sequence[Release]) -> list[Release]:
     if not challengers:
         raise ContractError.of("challengers", got="none", expected="at least one", where="the gate")
