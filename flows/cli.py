@@ -142,8 +142,9 @@ def ingest(
     settings = _params(params)
     stated = {"timezone": timezone, "time": time, "label_column": label_column}
     how = _with_options(settings.ingest, IngestParams, stated)
-    stated_layout = {"layout": given.layout(source), "unit": given.unit, "kind": given.kind}
-    summary = run(source, out, how, settings.split, trains=True, **stated_layout)
+    summary = run(
+        source, out, how, settings.split, layout=given.layout(source), unit=given.unit, kind=given.kind, trains=True
+    )
     for warning in summary.warnings:
         _say(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
     _say(
