@@ -91,7 +91,17 @@ class SimulatedPlant:
     events: Sequence[Event]
 
 
-def simulated_plant(params: Params, seed: int, machines: int, days: float) -> SimulatedPlant:
+@dataclass(frozen=True)
+class SimulatedFleet:
+    """A simulated fleet: every row with what stage `split` says of it, the failures of its log, and the truth."""
+
+    spec: FleetSpec
+    rows: Rows
+    failures: pa.Table  # FAILURE_SCHEMA
+    truth: pa.Table  # TRUTH_SCHEMA
+
+
+def simulated_fleet(params: Params, seed: int, machines: int, days: float) -> SimulatedFleet:
     """Simulate a fleet and let stage `split` say who trains and who judges."""
     settings = params.simulate.model_copy(
         update={
@@ -122,15 +132,26 @@ def simulated_plant(params: Params, seed: int, machines: int, days: float) -> Si
         spec = load_fleet_spec(folder / "fleet.yaml")
         column = params.train.baseline.conditions_from
         rows = load_rows(folder, table, np.ones(table.num_rows, bool), spec.bins, column)
+    return SimulatedFleet(spec, rows, failures, truth)
+
+
+def simulated_plant(params: Params, seed: int, machines: int, days: float) -> SimulatedPlant:
+    """A simulated fleet, by what its rows are for."""
+    return plant_of(simulated_fleet(params, seed, machines, days), params)
+
+
+def plant_of(fleet: SimulatedFleet, params: Params) -> SimulatedPlant:
+    """The rows of a fleet by what they are for; those that the truth knows to be faulty fit and calibrate nothing."""
+    rows = fleet.rows
     role_N, label_N = rows.column("role"), label_codes(rows.column("label"))
-    faulty_N = truly_faulty(rows, truth)
+    faulty_N = truly_faulty(rows, fleet.truth)
     fits_N = np.isin(role_N, [str(Role.TRAIN), str(Role.VALIDATION), str(Role.BASELINE)]) & ~faulty_N
     test_N = role_N == Role.TEST
     label_N = np.where((label_N == HEALTHY) & faulty_N | (label_N == FAULTY) & ~faulty_N, -1, label_N)
     test = taken(rows, test_N)
-    events, _ = events_of(failures, test, horizon, truth)
+    events, _ = events_of(fleet.failures, test, params.split.horizon_hours, fleet.truth)
     return SimulatedPlant(
-        spec,
+        fleet.spec,
         taken(rows, fits_N),
         role_N[fits_N],
         taken(rows, (role_N == Role.CALIBRATION) & ~faulty_N),
