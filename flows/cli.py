@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from flows.alerts_command import alerts
 from flows.chosen_release import checkout_above, chosen_release
+from flows.codes_command import decode, encode
 from flows.drift_command import drifts, monitor, retrain
 from flows.history_command import history
 from flows.layout_options import GivenLayout, takes_layout
@@ -27,6 +28,7 @@ from flows.recalibrate_command import recalibrate
 from flows.releases_command import releases
 from flows.score_command import score
 from flows.status_command import metrics, status
+from flows.tune_command import tune
 from flows.what_if_command import what_if
 from pipeline.errors import HearkenError, UserError, printable
 
@@ -43,6 +45,7 @@ app.add_typer(releases, name="releases")
 app.add_typer(quarantine, name="quarantine")
 app.add_typer(alerts, name="alerts")
 app.add_typer(drifts, name="drifts")
+app.add_typer(tune, name="tune")
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="Settings to use.")]
 DEFAULT_PARAMS = Path("params.yaml")
@@ -241,6 +244,8 @@ def export(
 
 
 app.command("score")(score)
+app.command("encode")(encode)
+app.command("decode")(decode)
 app.command("what-if")(what_if)
 app.command("recalibrate")(recalibrate)
 app.command("status")(status)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -78,9 +80,7 @@ def _score_input(
     from pipeline.score import score_data_set
 
     loaded = chosen_release(release)
-    with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
-        # a snapshot that ingest wrote is read as it is; everything else goes through its checks first
-        data_set = source if (source / "snapshot.json").is_file() else _ingested(source, folder)
+    with as_data_set(source) as data_set:
         summary = score_data_set(loaded, data_set, output, since, until)
     _say(
         f"{summary.rows:,} spectra of {summary.machines} machines scored by release {loaded.id}, "
@@ -88,14 +88,20 @@ def _score_input(
     )
 
 
-def _ingested(source: Path, folder: str) -> Path:
+@contextmanager
+def as_data_set(source: Path) -> Iterator[Path]:
+    """A snapshot that ingest wrote as it is; everything else goes through ingest's checks first, to a passing place."""
     from pipeline.ingest import ingest as run
     from pipeline.params import IngestParams
 
-    out = Path(folder) / "data"
-    for warning in run(source, out, IngestParams(), horizon_hours=0.0, tune_share=0.0).warnings:
-        _print(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
-    return out
+    if (source / "snapshot.json").is_file():
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
+        out = Path(folder) / "data"
+        for warning in run(source, out, IngestParams(), horizon_hours=0.0, tune_share=0.0).warnings:
+            _print(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
+        yield out
 
 
 def _say(line: str) -> None:

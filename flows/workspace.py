@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from pathlib import Path
 import psutil
 from ruamel.yaml import YAML
 
+from flows.params_edit import with_values
 from flows.repository import LOCK, run_git, snapshot_commit
 from flows.settings import Settings, child_environment
 from pipeline import store
@@ -216,24 +218,34 @@ def override_params(path: Path | str, overrides: Mapping[str, object]) -> None:
         ParamsError: an unknown name, or a value that params.yaml may not hold; the file is left as it was.
     """
     path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    changed = with_values(text, overrides)
+    if changed is None:
+        changed = _with_new_keys(path.name, text, overrides)
+    with tempfile.TemporaryDirectory() as scratch:
+        checked = Path(scratch) / path.name
+        checked.write_text(changed, encoding="utf-8")
+        load_params(checked)
+    if changed != text:
+        store.write_text(path, changed)
+
+
+def _with_new_keys(name: str, text: str, overrides: Mapping[str, object]) -> str:
+    """The text with other values, some of them at keys that it does not have yet; its lines may be broken anew."""
     editor = YAML()
     editor.width = 10_000
-    values = editor.load(path.read_text(encoding="utf-8"))
+    values = editor.load(text)
     for dotted, value in overrides.items():
         *sections, last = dotted.split(".")
         place = values
         for section in sections:
             place = place.setdefault(section, {})  # left out: its defaults
             if not isinstance(place, dict):
-                raise ParamsError(f"{path.name}, {dotted}: got a value at {section}, expected a section.")
+                raise ParamsError(f"{name}, {dotted}: got a value at {section}, expected a section.")
         place[last] = value
-    with tempfile.TemporaryDirectory() as scratch:
-        changed = Path(scratch) / path.name
-        with changed.open("w", encoding="utf-8") as handle:
-            editor.dump(values, handle)
-        load_params(changed)
-        if changed.read_text() != path.read_text():
-            store.write_text(path, changed.read_text(encoding="utf-8"))
+    written = io.StringIO()
+    editor.dump(values, written)
+    return written.getvalue()
 
 
 def end_leftovers(workspace: Workspace) -> list[int]:

@@ -530,7 +530,8 @@ def draw(recording: Recording, judgement: Judgement, fold: Fold, params: Params)
     healthy = recording.label == HEALTHY
     chosen = history_mask(rows.machine, rows.machines, rows.epoch, rows.time_us, healthy, events)
     history = take(recording, np.full(len(rows), str(Role.NONE), dtype=object), chosen)
-    return pictures(fold.detectors[params.explaining_detector], fold.test, history, judgement, recording.fleet)
+    explains = params.explaining_detector
+    return pictures(fold.detectors, explains, fold.test, history, judgement, recording.fleet, params.seed)
 
 
 def write_backtest(out: Path, recording: Recording, judgement: Judgement, fold: Fold, params: Params) -> None:
@@ -556,6 +557,7 @@ def write_backtest(out: Path, recording: Recording, judgement: Judgement, fold: 
         reconstructions=drawn.spectra,
         error_profile=drawn.profile,
         evidence=drawn.evidence,
+        codes=drawn.codes,
         params=params.model_dump(mode="json", by_alias=True, include={"seed", "train", "calibrate", "evaluate"}),
         max_failures=params.report.max_failures,
         notes=list(judgement.figures["notes"]),

@@ -37,6 +37,7 @@ from pipeline.schema import (
 from pipeline.store import atomic_folder, read_json, read_table, write_json, write_table
 from pipeline.tails import ScoreScale, TailTable
 from pipeline.train import use_threads
+from pipeline.tuning_figures import tuning_figures
 
 TIERS = ("low", "page")
 MATCHED = np.r_[np.linspace(0, 99, 100), 99.5, 99.8]  # percentiles at which scores of two baselines are matched
@@ -218,6 +219,7 @@ class Calibration:
     choice: PolicyChoice
     chosen_for: str  # the detector whose scores the policy was chosen on
     healthy: Scored
+    tune: Scored
     notes: list[str]
 
     @property
@@ -308,7 +310,7 @@ def calibrate_measured(
         for name in tails.names
     }
     notes += [*choice.policy.notes, *choice.notes, *_notes(len(rows), figures)]
-    return Calibration(tails, figures, choice, decides, scored, notes)
+    return Calibration(tails, figures, choice, decides, scored, tune_scored, notes)
 
 
 def ensemble_rule(params: EnsembleParams, detectors: tuple[str, ...]) -> EnsembleRule | None:
@@ -372,6 +374,10 @@ def main() -> None:
         calibration.tails.save(folder)
         write_json(folder / "calibration.json", calibration.to_json())
         write_table(folder / "scores.parquet", scores_table(calibration.healthy))
+    histories = {name: read_json(root / f"data/models/{name}/history.json") for name in params.detectors}
+    healthy_scores, tune_scores = calibration.healthy.scores, calibration.tune.scores
+    chosen_by = tuning_figures(healthy_scores, tune_scores, calibration.detectors, histories)
+    write_json(root / "metrics/tuning.json", chosen_by)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.alerts import AlertPolicy
 from pipeline.calibrate import load_calibration
+from pipeline.code_pictures import code_pictures
 from pipeline.detectors import Detector, NeuralDetector
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.evidence import error_profile, evidence_table, history_mask
@@ -206,14 +207,34 @@ class Pictures:
     spectra: list[dict[str, Any]]  # single rows with their reconstructions
     profile: dict[str, Any]  # error by bin
     evidence: pa.Table  # a row per judged failure
+    codes: dict[str, Any]  # of the networks: see `code_pictures`
 
 
-def pictures(detector: Detector, scored: Scored, history: Rows, judgement: Judgement, fleet: FleetSpec) -> Pictures:
-    """Everything that a report draws of single rows and failures; `history` as `history_mask` chose it."""
-    label_N = scored.rows.column("label")
+def pictures(
+    detectors: Mapping[str, Detector],
+    explains: str,
+    scored: Scored,
+    history: Rows,
+    judgement: Judgement,
+    fleet: FleetSpec,
+    seed: int,
+) -> Pictures:
+    """Everything that a report draws of single rows and failures, and of codes.
+
+    Args:
+        detectors: all that were judged.
+        explains: the one whose reconstructions and shares are shown.
+        scored: test rows.
+        history: as `history_mask` chose it.
+        judgement: its failures and episodes.
+        fleet: names of the bins.
+        seed: of samples.
+    """
+    detector, label_N = detectors[explains], scored.rows.column("label")
+    codes = code_pictures(detectors, scored, judgement, fleet, seed)
     profile = error_profile(detector, scored.rows, label_N == Label.HEALTHY, label_N == Label.FAULTY, fleet)
     evidence = evidence_table(detector, scored.rows, history, judgement, fleet)
-    return Pictures(reconstructions(detector, scored, judgement, fleet), profile, evidence)
+    return Pictures(reconstructions(detector, scored, judgement, fleet), profile, evidence, codes)
 
 
 def reconstructions(detector: Detector, scored: Scored, judgement: Judgement, fleet: FleetSpec) -> list[dict[str, Any]]:
@@ -290,6 +311,7 @@ def write_evaluation(folder: Path, judgement: Judgement, scores: pa.Table, drawn
     write_json(folder / "reconstructions.json", drawn.spectra)
     write_json(folder / "error_profile.json", drawn.profile)
     write_table(folder / "evidence.parquet", drawn.evidence)
+    write_json(folder / "codes.json", drawn.codes)
 
 
 def read_truth(data_set: Path, wanted: bool) -> pa.Table | None:
@@ -325,7 +347,8 @@ def main() -> None:
     judgement.figures["notes"] += calibrated["notes"]
     with atomic_folder(root / "data/evaluation") as folder:
         history = load_history(raw, split, judgement, fleet, column)
-        drawn = pictures(detectors[params.explaining_detector], scored, history, judgement, fleet)
+        explains = params.explaining_detector
+        drawn = pictures(detectors, explains, scored, history, judgement, fleet, params.seed)
         write_evaluation(folder, judgement, scores_table(scored), drawn)
     write_json(root / "metrics/evaluation.json", judgement.figures)
 

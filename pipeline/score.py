@@ -148,9 +148,7 @@ def scored_table(
         keys: machine, baseline epoch and condition of each.
         time_us_N: their times, microseconds since 1970 (UTC).
     """
-    usable = energy_is_finite(spectra_NF)
-    if release.fleet.kind == "spectrum":
-        usable = np.asarray(usable & (np.nan_to_num(spectra_NF) >= 0).all(axis=1))
+    usable = usable_rows(spectra_NF, release.fleet.kind)
     scores, tier, top = score_columns(release, spectra_NF, keys, usable)
     tail = scores[f"tail_{release.detector}"].to_numpy(zero_copy_only=False).astype(np.float64)
     columns = {
@@ -167,6 +165,18 @@ def scored_table(
     schema = score_log_schema(release.manifest["members"])
     table = pa.table([columns[name] for name in schema.names], schema=schema)
     return ScoredRows(table, tier, -np.log10(tail))
+
+
+def usable_rows(spectra_NF: FloatNF, kind: str) -> BoolN:
+    """Rows (N,) that can be scored: finite, and not negative where the kind of fleet means magnitudes.
+
+    >>> usable_rows(np.array([[1, 2], [-1, 2], [np.inf, 2]], np.float32), "spectrum").tolist()
+    [True, False, False]
+    """
+    usable = energy_is_finite(spectra_NF)
+    if kind == "spectrum":
+        usable = np.asarray(usable & (np.nan_to_num(spectra_NF) >= 0).all(axis=1))
+    return usable
 
 
 def with_rows_before(scored: pa.Table, output: Path) -> pa.Table:

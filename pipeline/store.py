@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,16 @@ def write_table(path: Path | str, table: pa.Table) -> None:
 
 
 def write_tables(
-    path: Path | str, schema: pa.Schema, tables: Iterable[pa.Table], repeating: Collection[str] = ()
+    path: Path | str,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    repeating: Collection[str] = (),
+    footer: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Write a stream of tables of one schema as one Parquet file, atomically; memory is one table's.
 
-    Columns named in `repeating` hold numbers of which few are different, and get dictionaries as text does.
+    Columns named in `repeating` hold numbers of which few are different, and get dictionaries as text does. What
+    `footer` says once all tables are written stands in the file's metadata (see `read_footer`).
 
     Raises:
         ContractError: see write_table; nothing is written then.
@@ -123,6 +128,8 @@ def write_tables(
         for table in tables:
             refuse_nulls(table, path)
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        if said := footer():
+            writer.add_key_value_metadata(dict(said))
 
 
 def parquet_codec(schema: pa.Schema, repeating: Collection[str] = ()) -> dict[str, Any]:
@@ -199,6 +206,19 @@ def read_table(path: Path | str, columns: Sequence[str] | None = None, schema: p
         got = str(error).splitlines()[0]
         raise ContractError.of("Parquet", got=got, expected="the contract's columns", where=path) from None
     return table
+
+
+def read_footer(path: Path | str, key: str) -> str | None:
+    """What a Parquet file's metadata says under a key; None where it says nothing.
+
+    Raises:
+        ContractError: see open_parquet; or text that is not UTF-8.
+    """
+    found = (open_parquet(path).metadata.metadata or {}).get(key.encode())
+    try:
+        return None if found is None else found.decode()
+    except UnicodeDecodeError:
+        raise ContractError.of(f"metadata {key}", got="text that is not UTF-8", expected="UTF-8", where=path) from None
 
 
 def day_files(data_set: Path | str) -> list[Path]:

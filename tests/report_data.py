@@ -364,6 +364,56 @@ def evidence(failures: int = FAILURES, heat_bands: int = BINS, spectrum_bands: i
     return pa.Table.from_pylist(rows, schema=EVIDENCE_SCHEMA)
 
 
+def codes() -> dict[str, Any]:
+    """Codes of two networks and PCA; modes and machines have hostile names."""
+    random = np.random.default_rng(9)
+    modes = [HOSTILE, "outer_race", "imbalance"]
+    mode = [-1] * 300 + [place for place in range(3) for _ in range(40)]
+    healthy = np.array(mode) < 0
+    hours = [None if well else float(168 - 4 * (at % 40)) for at, well in enumerate(healthy.tolist())]
+    spaces = []
+    for name, known in (("autoencoder", {"rows": 80, "share": 0.6, "by_chance": 0.5}), ("vae", None), ("pca", None)):
+        x, y = random.standard_normal((2, len(mode))).round(3).tolist()
+        spaces.append({"detector": name, "dimensions": 12, "shown_share": 0.4, "x": x, "y": y, "neighbours": known})
+    bands = [f"{200 * index}-{200 * (index + 1)} Hz" for index in range(BINS)]
+    levels = [[round(float(step + 0.01 * band), 3) for band in range(BINS)] for step in range(7)]
+    magnitudes = [[round(0.01 * (step + 1), 4)] * BINS for step in range(6)]
+    row = {"machine_id": HOSTILE, "timestamp": iso(3)}
+    ways = {"steps": [0.0, 0.25, 0.5, 0.75, 1.0], "levels": levels[:5], "heard": levels[:2], "same_baseline": True}
+    moved = {"machine_id": NAMES[1], "failure_mode": HOSTILE, "deviations": 5.7}
+    sweep = {"dimension": 9, "dimensions": 12, "deviations": [-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0], "levels": levels}
+    return {
+        "points": {
+            "machines": list(NAMES),
+            "machine": [at % len(NAMES) for at in range(len(mode))],
+            "modes": modes,
+            "mode": mode,
+            "failure": mode,
+            "hours_before": hours,
+        },
+        "spaces": spaces,
+        "bands": bands,
+        "samples": {
+            "detector": "vae",
+            "machine_id": HOSTILE,
+            "condition": HOSTILE,
+            "healthy_rows": 555,
+            "inside": 0.89,
+            "low": magnitudes[0],
+            "median": magnitudes[1],
+            "high": magnitudes[2],
+            "spectra": magnitudes[1:4],
+        },
+        "paths": [
+            {"detector": name, "from": row, "to": row | {"failure_mode": HOSTILE, "failure_time": iso(5)}, **ways}
+            for name in ("autoencoder", "vae")
+        ],
+        "traversals": [
+            {"detector": name, "moved_by": by, **sweep} for name, by in (("autoencoder", moved), ("vae", None))
+        ],
+    }
+
+
 def error_profile() -> dict[str, Any]:
     middle = [0.02 + 0.001 * index for index in range(BINS)]
     kind = {"rows": 4000, "median": middle, "high": [4 * value for value in middle]}
@@ -539,5 +589,6 @@ def full_data(failures: int = FAILURES, heat_bands: int = BINS, spectrum_bands: 
         reconstructions=reconstructions(),
         error_profile=error_profile(),
         evidence=evidence(failures, heat_bands, spectrum_bands),
+        codes=codes(),
         params=Params().model_dump(mode="json", by_alias=True),
     )

@@ -21,7 +21,7 @@ from pipeline.store import write_json
 
 CHROMIUM = os.environ.get("HEARKEN_CHROMIUM", "")
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["summary", "data", "model", "thresholds", "detectors", "failures", "crew", "next"]
+PAGES = ["summary", "data", "model", "codes", "thresholds", "detectors", "failures", "crew", "next"]
 OWN = "main > section:not([hidden])"
 # a chart has data drawn when something lies inside its panel: a line, bars, points, or the image of a heat map
 BARE = f"""[...document.querySelectorAll('{OWN} .chart')].filter(chart => ![...chart.querySelectorAll(

@@ -175,6 +175,8 @@ def test_every_chart_has_data_a_place_a_caption_and_units(page: str) -> None:
     }
     expected |= {"removed-days", *(f"removed-{i + 1}" for i in range(REMOVED))}
     expected |= {f"scores-{name.replace('_', '-')}" for name in DETECTORS}
+    expected |= {f"codes-{part}" for part in ("autoencoder", "vae", "pca", "neighbours")} | {"samples-vae"}
+    expected |= {f"{kind}-{name}" for kind in ("path", "traversal") for name in ("autoencoder", "vae")}
     expected |= {
         f"{kind}-{i + 1}" for kind in ("timeline", "heat", "alert-spectrum", "spectrum") for i in range(FAILURES)
     }
@@ -277,7 +279,7 @@ def test_a_null_figure_is_a_dash_with_its_reason(page: str) -> None:
 def test_missing_parts_say_so_and_nothing_breaks() -> None:
     page = render_report(ReportData(evaluation={}, missing={"data": "a backtest sets nothing aside"}))
     text = readable(page)
-    assert text.count("Not available:") == 12  # six pages, and each again in the summary
+    assert text.count("Not available:") == 14  # seven pages, and each again in the summary
     assert "Not available: a backtest sets nothing aside." in text
     assert "no failure could be judged" in text
     assert len(page) < 80_000  # no chart, no plotly
@@ -287,7 +289,7 @@ def test_missing_parts_say_so_and_nothing_breaks() -> None:
 PARTS = "validation days split cleaning calibration scores events reconstructions release_id error_profile evidence"
 
 
-@pytest.mark.parametrize("gone", PARTS.split())
+@pytest.mark.parametrize("gone", [*PARTS.split(), "codes"])
 def test_each_part_may_be_missing(data: ReportData, gone: str) -> None:
     assert figures_of(render_report(replace(data, **{gone: None})))
 
@@ -468,7 +470,7 @@ def test_no_text_of_the_data_is_markup_for_plotly(page: str) -> None:
 def test_pages_are_the_questions_in_their_order(page: str) -> None:
     outline = Outline(without_plotly(page))
     ids = [attributes["id"] for tag, attributes in outline.elements if tag == "section"]
-    assert ids == ["summary", "data", "model", "thresholds", "detectors", "failures", "crew", "next"]
+    assert ids == ["summary", "data", "model", "codes", "thresholds", "detectors", "failures", "crew", "next"]
     targets = [str(attributes["href"])[1:] for tag, attributes in outline.elements if tag == "a"]
     assert [target for target in targets if target in ids][: len(ids)] == ids
     assert not any("hidden" in attributes for tag, attributes in outline.elements if tag == "section")  # no JavaScript

@@ -28,6 +28,7 @@ from pipeline.schema import Baseline, BoolN, FloatNF, IntN
 
 FLEET = 0
 FLOOR_OF_MEDIAN = 1e-3  # magnitudes below this part of the median bin are silence: log would blow them up
+LARGEST_LOG = 36.0  # of a magnitude that is made: the squares of a million such bins add up to a float32
 MAX_ROWS_PER_KEY = 5_000  # evenly spaced; a percentile of more changes in the third digit
 MIN_MACHINES = 3  # that know a condition, for a fleet's baseline of it: fewer do not tell how machines differ in it
 
@@ -118,6 +119,15 @@ class BaselineTable:
         """(N, G): features in robust standard deviations from the row's baseline."""
         location_NG, scale_NG = (table.index_select(0, code_N) for table in (tables.location, tables.scale))
         return self.features(spectra_NF).sub_(location_NG).div_(scale_NG)
+
+    def magnitudes(self, relative_NF: torch.Tensor, code_N: torch.Tensor, tables: Tables) -> torch.Tensor:
+        """(N, F) spectra in the sensor's unit: the inverse of `relative` for the bins, except below the floor.
+
+        Magnitudes beyond e to the LARGEST_LOG are held there: their energy must stay a float32.
+        """
+        location_NF, scale_NF = (table.index_select(0, code_N)[:, :-1] for table in (tables.location, tables.scale))
+        level_NF = relative_NF * scale_NF + location_NF
+        return level_NF.clamp_(max=LARGEST_LOG).exp_() if self.log else level_NF
 
     def tables(self, device: torch.device) -> Tables:
         """Location and scale as tensors on a device."""

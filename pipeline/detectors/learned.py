@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -361,6 +362,42 @@ class NeuralDetector(Detector):
         """Original and reconstruction (N, F), in robust deviations from the row's baseline; for reports."""
         x = self.relative(spectra_NF, code_N)[:, :-1]
         return x.cpu().numpy(), self.decode(self.code(x)).cpu().numpy()
+
+    def encode(self, spectra_NF: FloatNF, code_N: npt.NDArray[np.int32]) -> FloatNF:
+        """Codes (N, L) of rows, float32, each the same wherever its row stands; of a VAE the means.
+
+        Args:
+            spectra_NF: magnitudes (N, F) in the sensor's unit, finite.
+            code_N: rows of the baseline table, from `baselines.codes`.
+
+        Raises:
+            ContractError: another number of bins than the detector was fitted on.
+        """
+        codes_NL = self._in_batches(
+            lambda _, relative_BG: self.code(relative_BG[:, :-1]), spectra_NF, code_N, (self.params.latent,)
+        )
+        return codes_NL.astype(np.float32)
+
+    @torch.inference_mode()
+    def decode_to_spectra(self, codes_NL: FloatNF, code_N: npt.NDArray[np.int32]) -> FloatNF:
+        """Spectra (N, F) in the sensor's unit that codes stand for: the inverse of `encode`, as far as it has one.
+
+        Args:
+            codes_NL: codes of rows.
+            code_N: rows of the baseline table that described them.
+        """
+        out_NF = np.empty((len(codes_NL), self.baselines.bins), np.float32)
+        batch, rows = torch.zeros((self.batch_rows, self.params.latent)), torch.zeros(self.batch_rows, dtype=torch.long)
+        for begin in range(0, len(codes_NL), self.batch_rows):
+            size = len(codes_NL[begin : begin + self.batch_rows])
+            batch.zero_()  # padded, as where rows are scored: a row's bits depend on no neighbour
+            rows.zero_()
+            batch.numpy()[:size] = codes_NL[begin : begin + size]
+            rows.numpy()[:size] = code_N[begin : begin + size]
+            relative_BF = self.decode(batch.to(self.device))
+            made_BF = self.baselines.magnitudes(relative_BF, rows.to(self.device), self._tables)
+            out_NF[begin : begin + size] = made_BF[:size].cpu().numpy()
+        return out_NF
 
     def arrays(self) -> Arrays:
         """Layers and statistics."""

@@ -13,6 +13,7 @@ DETECTOR_LABELS = {
     "absolute_limit": "Absolute limit",
     "ensemble": "Ensemble",
 }
+MODE_COLOURS = 10  # failure modes beyond it share colours, and differ in their marks
 # Light and dark, one truth for the style sheet and the charts. Detector colours differ in lightness as well as in hue.
 PALETTES: dict[str, dict[str, str]] = {
     "light": {
@@ -49,6 +50,16 @@ PALETTES: dict[str, dict[str, str]] = {
         "d-fleet_relative": "#3f7fb5",
         "d-absolute_limit": "#7a6a4f",
         "d-ensemble": "#2d3b73",
+        "mode-0": "#0b6b7a",
+        "mode-1": "#c08a2b",
+        "mode-2": "#6f5aa8",
+        "mode-3": "#b4493a",
+        "mode-4": "#5d8a4c",
+        "mode-5": "#3f7fb5",
+        "mode-6": "#b06a94",
+        "mode-7": "#7a6a4f",
+        "mode-8": "#2d3b73",
+        "mode-9": "#1f9a8a",
         "d-other": "#b06a94",
     },
     "dark": {
@@ -85,6 +96,16 @@ PALETTES: dict[str, dict[str, str]] = {
         "d-fleet_relative": "#7db4e0",
         "d-absolute_limit": "#b9a78a",
         "d-ensemble": "#8fa2ea",
+        "mode-0": "#5cbccb",
+        "mode-1": "#dfb866",
+        "mode-2": "#ad9be0",
+        "mode-3": "#e58672",
+        "mode-4": "#93c281",
+        "mode-5": "#7db4e0",
+        "mode-6": "#d59fc0",
+        "mode-7": "#b9a78a",
+        "mode-8": "#8fa2ea",
+        "mode-9": "#6fd6c6",
         "d-other": "#d59fc0",
     },
 }

@@ -56,6 +56,7 @@ class ReportData:
     reconstructions: Sequence[Mapping[str, Any]] | None = None  # data/evaluation/reconstructions.json
     error_profile: Mapping[str, Any] | None = None  # data/evaluation/error_profile.json
     evidence: pa.Table | None = None  # data/evaluation/evidence.parquet
+    codes: Mapping[str, Any] | None = None  # data/evaluation/codes.json
     params: Mapping[str, Any] = field(default_factory=dict)  # the settings that were used
     max_failures: int = 100
     missing: Mapping[str, str] = field(default_factory=dict)  # section id -> why it is empty
@@ -127,6 +128,7 @@ def gather(root: Path | str, params: Params) -> ReportData:
         reconstructions=_list(data / "evaluation" / "reconstructions.json"),
         error_profile=_object(data / "evaluation" / "error_profile.json"),
         evidence=read_table(evidence) if evidence.exists() else None,
+        codes=_object(data / "evaluation" / "codes.json"),
         # the settings that stand in the release, not today's file: the page must not change without its inputs
         params=as_map(manifest.get("params")),
         max_failures=params.report.max_failures,

@@ -34,6 +34,7 @@ from pipeline.report_page.blocks import (
     short_hours,
     when,
 )
+from pipeline.report_page.codes import codes_section
 from pipeline.report_page.colours import detector_label
 from pipeline.report_page.comparison import comparison_section
 from pipeline.report_page.crew import crew_section
@@ -49,6 +50,7 @@ NOT_WHY = "A high error says that something changed, never why. An alert is a re
 MISSING = {
     "data": "no stage wrote what it set aside",
     "model": "no neural detector was trained, or none left a history",
+    "codes": "no autoencoder was judged, or the evaluation wrote no codes",
     "thresholds": "nothing was calibrated",
     "detectors": "the evaluation compared no detectors",
     "failures": "the evaluation wrote no failures",
@@ -61,6 +63,7 @@ def sections(data: ReportData) -> list[Section]:
     built = [
         data_section(data),
         model_section(data),
+        codes_section(data),
         thresholds_section(data),
         comparison_section(data),
         failures_section(data),
@@ -85,7 +88,7 @@ def summary_section(data: ReportData, pages: Sequence[Section]) -> Section:
         for index, page in enumerate(pages, 1)
     ]
     columns = [Column("Question", numeric=False, prose=True), Column("Answer", numeric=False, prose=True)]
-    answers = Table("Seven questions, each with a page of its own", columns, rows)
+    answers = Table("Eight questions, each with a page of its own", columns, rows)
     return Section("summary", headline(data), "Summary", blocks=[*opening(data), answers])
 
 
