@@ -25,11 +25,12 @@ from pipeline.detectors import CLASSES, Fitting, NeuralDetector, TrainingRows, f
 from pipeline.detectors.forest import ForestDetector
 from pipeline.engine import choose_precision
 from pipeline.onnx_export import as_float32, open_scorer, run_scorer, scorer_bytes, scorer_model
-from pipeline.params import TrainParams
+from pipeline.params import WINDOW_DETECTORS, TrainParams
 from pipeline.rows import RowKeys
 from pipeline.schema import FleetSpec, FloatN, FloatNF, LimitSpec
 from pipeline.train import use_threads
 
+NAMES = [name for name in CLASSES if name not in WINDOW_DETECTORS]
 BINS, MACHINES, LOADS, TRAINING_ROWS, EPOCHS, ALONE = 64, 50, 6, 20_000, 3, 20
 CPU = torch.device("cpu")
 LIMITS = LimitSpec(zones=(1.4, 2.8, 4.5), amplitude="rms")
@@ -131,10 +132,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--detector", action="append", choices=list(CLASSES))
+    parser.add_argument("--detector", action="append", choices=NAMES)
     options = parser.parse_args()
     use_threads(options.threads)
-    names = options.detector or list(CLASSES)
+    names = options.detector or NAMES
     results = {name: measure(name, options.rows, options.repeats, options.threads) for name in names}
     table = Table(title=f"{options.rows:,} x {BINS}, {options.threads} threads: median (quartiles)")
     for heading in ("detector", "torch, rows/s", "onnx, rows/s", "onnx / torch", "by CPU time"):

@@ -29,7 +29,7 @@ from pipeline.judging.outcomes import budget_threshold
 from pipeline.landing.frame import WideFrame, load_frame
 from pipeline.layout import SourceLayout
 from pipeline.measure import Scored, score_rows, scores_table
-from pipeline.params import DETECTOR_NAMES, ChoiceParams, Params
+from pipeline.params import DETECTOR_NAMES, WINDOW_DETECTORS, ChoiceParams, Params
 from pipeline.report import ReportData, render_report
 from pipeline.rows import Rows, conditions_of
 from pipeline.schema import (
@@ -111,8 +111,11 @@ def run_backtest(request: BacktestRequest, params: Params, out: Path, say: Any =
     unknown = [name for name in chosen if name not in DETECTOR_NAMES]
     if unknown:
         raise UserError(f"--detectors: got {', '.join(unknown)}, expected some of {', '.join(DETECTOR_NAMES)}.")
-    there = (*chosen, ENSEMBLE) if len(chosen) > 1 else chosen
-    release_detector = params.release.detector if params.release.detector in there else chosen[0]
+    single = [name for name in chosen if name not in WINDOW_DETECTORS]
+    if not single:
+        raise UserError(f"--detectors: got {', '.join(chosen)}, expected one that scores single rows beside it.")
+    there = (*single, ENSEMBLE) if len(single) > 1 else single
+    release_detector = params.release.detector if params.release.detector in there else single[0]
     params = params.model_copy(
         update={"detectors": tuple(chosen), "release": params.release.model_copy(update={"detector": release_detector})}
     )

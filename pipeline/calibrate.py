@@ -19,7 +19,7 @@ from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.intervals import rate_with_interval
 from pipeline.levels import baseline_levels, group_levels
 from pipeline.measure import Measured, Scored, condition_column, load_detectors, measure, measure_rows, scores_table
-from pipeline.params import CalibrateParams, EnsembleParams, Params, load_params
+from pipeline.params import WINDOW_DETECTORS, CalibrateParams, EnsembleParams, Params, load_params
 from pipeline.pareto import TailFit, fit_tail, rows_needed, tier_threshold
 from pipeline.policy_choice import PolicyChoice, ScoredRows, TuneFailureRows, choose_policy
 from pipeline.rows import Rows, has_role, rows_without_spectra, spectra_pieces
@@ -319,7 +319,8 @@ def ensemble_rule(params: EnsembleParams, detectors: tuple[str, ...]) -> Ensembl
     >>> ensemble_rule(EnsembleParams(), ("pca", "vae"))
     EnsembleRule(members=('pca', 'vae'), agree=1)
     """
-    members = tuple(name for name in params.members or detectors if name in detectors)
+    single = tuple(name for name in detectors if name not in WINDOW_DETECTORS)  # those that service can ask
+    members = tuple(name for name in params.members or single if name in single)
     return EnsembleRule(members, min(params.agree, len(members))) if len(members) > 1 else None
 
 
@@ -367,7 +368,9 @@ def main() -> None:
         measured.append(measure(detectors, rows, spectra_pieces(raw, split, selected, fleet.bins)))
     healthy, tune = measured
     failures = read_table(raw / "failures.parquet", schema=FAILURE_SCHEMA)
-    tuned = failures.filter(pc.equal(failures["role"].cast(pa.string()), str(Role.TUNE)))
+    taught = split.filter(pa.array(has_role(split, Role.TEACH)))["failure_id"].cast(pa.string()).unique()
+    tunes = pc.equal(failures["role"].cast(pa.string()), str(Role.TUNE))
+    tuned = failures.filter(pc.and_not(tunes, pc.is_in(failures["failure_id"], value_set=taught)))
     failed_us = dict(zip(tuned["failure_id"].to_pylist(), times_us(tuned["time"]).tolist(), strict=True))
     calibration = calibrate_measured(healthy, tune, params, failed_us)
     with atomic_folder(root / "data/calibration") as folder:

@@ -89,7 +89,8 @@ def code_pictures(
         fleet: names of the bins.
         seed: of the sample of healthy rows and of the codes that are drawn at random.
     """
-    networks = {name: each for name, each in detectors.items() if isinstance(each, NeuralDetector)}
+    single_rows = {name: each for name, each in detectors.items() if each.rows_seen == 1}
+    networks = {name: each for name, each in single_rows.items() if isinstance(each, NeuralDetector)}
     drawn = drawn_rows(scored, judgement, seed)
     if not networks or drawn.healthy_P.sum() < FEW_ROWS:
         return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.detectors import Detector, choose_device, load_detector
+from pipeline.detectors import Detector, RowOrder, choose_device, load_detector
 from pipeline.detectors.baseline import BaselineTable
+from pipeline.detectors.runs import last_looks
 from pipeline.ensemble import TailTables
-from pipeline.rows import Rows
-from pipeline.schema import BASELINES, FloatN, FloatNF, dictionary_column
+from pipeline.errors import ContractError
+from pipeline.rows import RowKeys, Rows
+from pipeline.schema import BASELINES, FloatN, FloatNF, IntN, dictionary_column
 
 MATCHED_ROWS = 50_000
 Pieces = Iterable[tuple[slice, FloatNF]]
@@ -80,19 +82,57 @@ def measure(detectors: Mapping[str, Detector], rows: Rows, pieces: Pieces) -> Me
     state_N = baselines.states(code_N)
     told = np.flatnonzero(state_N == state_N.max(initial=0))
     told = told[:: max(1, len(told) // MATCHED_ROWS)]
+    looks = {name: _Looks(detector, rows, code_N) for name, detector in detectors.items()}
     for place, spectra in pieces:
-        sampled = told[slice(*np.searchsorted(told, [place.start, place.stop]))] - place.start
-        few = rows.keys.take(sampled + place.start)
+        sampled = told[slice(*np.searchsorted(told, [place.start, place.stop]))]
         for name, detector in detectors.items():
             table = detector.baselines
-            raw[name][place] = detector.score(spectra, code_N[place])
+            looks[name].see(place, spectra)
+            raw[name][place] = looks[name].scores(np.arange(place.start, place.stop))
             if detector.matched and table.keys and len(sampled):
-                codes = (table.fleet_codes(few), table.next_epoch_codes(few))
-                scores = [*(detector.score(spectra[sampled], code) for code in codes), raw[name][place][sampled]]
+                codes = (table.fleet_codes, table.next_epoch_codes)
+                scores = [*(looks[name].scores(sampled, code) for code in codes), raw[name][sampled]]
                 wider[name].append(np.stack(scores, axis=1))
     matched = {name: np.concatenate([np.empty((0, 3)), *parts]) for name, parts in wider.items()}
     without = replace(rows, spectra=np.empty((len(rows), 0), np.float32))
     return Measured(without, raw, state_N, code_N, matched, baselines)
+
+
+class _Looks:
+    """What one detector needs of pieces of rows: the piece, and rows before it that windows still hold."""
+
+    def __init__(self, detector: Detector, rows: Rows, code_N: npt.NDArray[np.int32]) -> None:
+        self.detector, self.keys, self.code_N = detector, rows.keys, code_N
+        self.window_NW = detector.windows(RowOrder(rows.keys, rows.time_us))
+        self.last_N = None if self.window_NW is None else last_looks(self.window_NW)
+        self.row_H, self.spectra_HF = np.empty(0, np.int64), np.empty((0, detector.baselines.bins), np.float32)
+
+    def see(self, place: slice, spectra: FloatNF) -> None:
+        """The next piece; rows that no later window holds are forgotten."""
+        rows = np.arange(place.start, place.stop)
+        if self.last_N is None:
+            self.row_H, self.spectra_HF = rows, spectra
+            return
+        kept = self.last_N[self.row_H] >= place.start
+        self.row_H = np.r_[self.row_H[kept], rows]
+        self.spectra_HF = np.concatenate([self.spectra_HF[kept], spectra])
+
+    def scores(self, row_n: IntN, codes: Callable[[RowKeys], npt.NDArray[np.int32]] | None = None) -> FloatN:
+        """Scores (n,) of rows of the newest piece, of all against their own baselines, or of some against `codes`."""
+
+        def code_of(rows: IntN) -> npt.NDArray[np.int32]:
+            return self.code_N[rows] if codes is None else codes(self.keys.take(rows))
+
+        if self.window_NW is None:
+            spectra = self.spectra_HF if codes is None else self.spectra_HF[row_n - self.row_H[0]]
+            return self.detector.score(spectra, code_of(row_n))
+        seen, place = np.unique(self.window_NW[row_n], return_inverse=True)
+        where = np.searchsorted(self.row_H, seen)
+        if (where >= len(self.row_H)).any() or (self.row_H[where] != seen).any():
+            got, expected = "a row whose predecessor comes in a later file", "files in the order of time"
+            raise ContractError.of("rows", got=got, expected=expected, where=f"detector {self.detector.name}")
+        window = place.reshape(len(row_n), -1)
+        return self.detector.score(self.spectra_HF[where], code_of(seen), window)
 
 
 def measure_rows(detectors: Mapping[str, Detector], rows: Rows) -> Measured:
@@ -105,7 +145,8 @@ def score_rows(detectors: Mapping[str, Detector], rows: Rows, tails: TailTables)
     baselines = next(iter(detectors.values())).baselines
     code_N = baselines.codes(rows.keys)
     state_N = baselines.states(code_N)
-    raw = {name: detector.score(rows.spectra, code_N) for name, detector in detectors.items()}
+    order = RowOrder(rows.keys, rows.time_us)
+    raw = {name: each.score(rows.spectra, code_N, each.windows(order)) for name, each in detectors.items()}
     return Scored(rows, tails.comparable(raw, state_N, code_N), raw, state_N, code_N)
 
 

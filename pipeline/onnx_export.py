@@ -126,8 +126,11 @@ def scorer_model(detector: Detector, *, scale: ScoreScale | None = None, release
     Inputs `spectrum` (N, F) float32 and `baseline_row` (N,) int64, outputs `score` and `comparable` (N,) float32.
 
     Raises:
-        ReleaseError: more than an ONNX file may hold.
+        ReleaseError: more than an ONNX file may hold, or a detector of windows, which no single row can be scored by.
     """
+    if detector.rows_seen > 1:
+        got = f"{detector.name}, which sees {detector.rows_seen} rows at once"
+        raise ReleaseError(f"export: got {got}, expected a detector of single rows.")
     size = 2 * detector.baselines.location.nbytes + sum(array.nbytes for array in detector.arrays().values())
     if size > LARGEST_FILE:
         got = f"{detector.name} with {size / 2**30:.1f} GiB of weights and baselines"

@@ -31,8 +31,9 @@ DEFAULT_DETECTORS = (
     "isolation_forest",
     "fleet_relative",
 )
-DETECTOR_NAMES = (*DEFAULT_DETECTORS, "absolute_limit")  # the last only where fleet.yaml has limits
-NEURAL_DETECTORS = ("autoencoder", "vae")
+WINDOW_DETECTORS = ("window_autoencoder",)  # see rows before a row: judged by builds, and not in service
+DETECTOR_NAMES = (*DEFAULT_DETECTORS, *WINDOW_DETECTORS, "absolute_limit")  # the last: where fleet.yaml has limits
+NEURAL_DETECTORS = ("autoencoder", "vae", *WINDOW_DETECTORS)
 FaultMode = Literal[
     "outer_race",
     "inner_race",
@@ -265,10 +266,43 @@ class NoiseParams(Section):
         return max(self.gaussian, self.masking, self.bin_dropout) > 0
 
 
+class SparseParams(Section):
+    """Sparse code: the KL divergence of each number's mean activation over a batch from a target is minimised too.
+
+    Ng (CS294A lecture notes, 2011). Needs a bounded code; the mean of a tanh, in (-1, 1), is mapped to (0, 1) first.
+    """
+
+    beta: Annotated[float, Field(gt=0)] = 1.0  # weight of the divergence, summed over the code, per bin
+    target: Annotated[float, Field(gt=-1, lt=1)] = 0.05  # mean activation: in (0, 1) of sigmoid, in (-1, 1) of tanh
+
+
+class ContractiveParams(Section):
+    """Contractive code: the squared Frobenius norm of the encoder's Jacobian is minimised too (Rifai et al. 2011)."""
+
+    weight: Annotated[float, Field(gt=0)] = 0.1  # of the norm, per bin
+    projections: Annotated[int, Field(ge=1, le=64)] = 1  # random ones that estimate it where the encoder is deep
+
+
+class WinnerTakeAllParams(Section):
+    """Winner-take-all code: each number keeps its largest values of a batch (Makhzani and Frey, NeurIPS 2015)."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of the rows of a batch that keep a number of the code
+
+
+class SupervisedParams(Section):
+    """A head on the code that learns the failure mode of rows before failures of role tune; other rows are masked.
+
+    Failures that teach choose no alert policy any more, and failures of role test never teach.
+    """
+
+    alpha: Annotated[float, Field(gt=0)] = 0.1  # weight of the cross-entropy of rows that carry a mode
+    failures: Annotated[float, Field(gt=0, le=1)] = 0.5  # share of the tune failures that teach; each is whole
+
+
 class NetworkParams(Section):
     """What both networks share: layers, what is minimised, how it is trained and scores."""
 
-    architecture: Literal["convolutional", "dense"] = "convolutional"
+    architecture: str = "convolutional"
     latent: Count = 12
     layers: Annotated[tuple[Count, ...], Field(max_length=8)] = (32,)  # dense: hidden widths, mirrored in the decoder
     channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=6)] = (8, 16, 32)  # convolutional
@@ -279,6 +313,7 @@ class NetworkParams(Section):
     residual: Literal["weighted", "mean_squared"] = "weighted"  # by the healthy residual variance of each bin
     code_distance: Literal["auto", "mahalanobis", "neighbours"] = "auto"  # auto: neighbours for kind `features`
     score: str = "combined"
+    supervised: SupervisedParams | None = None  # None: nothing is learned from failures
     restarts: Annotated[int, Field(ge=0, le=10)] = 2  # at most, from other seeds, where a code is dead
     optimiser: OptimiserParams = OptimiserParams()
 
@@ -290,14 +325,56 @@ class NetworkParams(Section):
 
 
 class AutoencoderParams(NetworkParams):
-    """Autoencoder."""
+    """Autoencoder; what holds its code beside its width may be combined, see `_code_is_held_one_way`."""
 
+    architecture: Literal["convolutional", "dense"] = "convolutional"
     score: Literal["combined", "residual", "latent"] = "combined"
+    code_activation: Literal["auto", "identity", "sigmoid", "tanh", "relu"] = "auto"  # auto: as the objective needs it
+    sparse: SparseParams | None = None
+    contractive: ContractiveParams | None = None
+    winner_take_all: WinnerTakeAllParams | None = None
+
+    @model_validator(mode="after")
+    def _code_is_held_one_way(self) -> Self:
+        others = [name for name in ("sparse", "contractive", "supervised") if getattr(self, name) is not None]
+        if self.winner_take_all is not None and others:
+            # what a row's code is depends on its batch: it has no Jacobian, no mean activation, and no mode by itself
+            raise ValueError(f"got winner_take_all with {' and '.join(others)}, expected one or the other")
+        activation = self.code_of
+        if self.winner_take_all is not None and activation != "relu":
+            raise ValueError(f"got winner_take_all with code_activation={activation}, expected relu (or auto)")
+        if self.sparse is not None:
+            if activation not in ("sigmoid", "tanh"):
+                raise ValueError(f"got sparse with code_activation={activation}, expected sigmoid or tanh (or auto)")
+            if activation == "sigmoid" and self.sparse.target <= 0:
+                got = f"sparse.target={self.sparse.target} with a sigmoid code"
+                raise ValueError(f"got {got}, expected greater than 0 (or code_activation: tanh)")
+        return self
+
+    @property
+    def code_of(self) -> Literal["identity", "sigmoid", "tanh", "relu"]:
+        """What is applied to the encoder's last layer: `auto` resolved.
+
+        >>> AutoencoderParams(sparse=SparseParams()).code_of, AutoencoderParams().code_of
+        ('sigmoid', 'identity')
+        """
+        if self.code_activation != "auto":
+            return self.code_activation
+        if self.winner_take_all is not None:
+            return "relu"
+        return "sigmoid" if self.sparse is not None or self.contractive is not None else "identity"
+
+    @property
+    def is_regularised(self) -> bool:
+        """Does anything beside its width keep the code from copying the input?"""
+        held = (self.sparse, self.contractive, self.winner_take_all)
+        return self.noise.any or any(objective is not None for objective in held)
 
 
 class VaeParams(NetworkParams):
     """Variational autoencoder."""
 
+    architecture: Literal["convolutional", "dense"] = "convolutional"
     beta: Annotated[float, Field(gt=0)] = 0.2
     annealing: Literal["none", "linear", "cyclical"] = "linear"  # of beta
     warmup_epochs: Annotated[int, Field(ge=0)] = 5  # linear: until beta is reached
@@ -311,6 +388,24 @@ class VaeParams(NetworkParams):
             raise ValueError(
                 f"got cycles={self.cycles} in max_epochs={self.optimiser.max_epochs}, expected 2 epochs each"
             )
+        return self
+
+
+class WindowParams(NetworkParams):
+    """Autoencoder of windows: consecutive rows of one machine. The score of a row is that of the window it ends."""
+
+    architecture: Literal["lstm", "convolutional"] = "lstm"  # convolutional: over rows and bins, with `channels`
+    window: Annotated[int, Field(ge=2, le=128)] = 8  # rows
+    max_gap: Annotated[float, Field(ge=1)] = 3.0  # usual intervals of the machine: a longer step begins a new run
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 64  # lstm: numbers that it remembers
+    latent: Count = 16
+    channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=6)] = (8, 16)
+    score: Literal["combined", "residual", "latent"] = "combined"
+
+    @model_validator(mode="after")
+    def _no_lessons(self) -> Self:
+        if self.supervised is not None:
+            raise ValueError("got supervised, expected it of autoencoder or vae: a window has no failure mode")
         return self
 
 
@@ -385,12 +480,27 @@ class TrainParams(Section):
     fine_tune: FineTuneParams = FineTuneParams()
     autoencoder: AutoencoderParams = AutoencoderParams()
     vae: VaeParams = VaeParams()
+    window_autoencoder: WindowParams = WindowParams()
     pca: PcaParams = PcaParams()
     energy_zscore: EnergyParams = EnergyParams()
     squared_distance: DistanceParams = DistanceParams()
     isolation_forest: ForestParams = ForestParams()
     fleet_relative: FleetRelativeParams = FleetRelativeParams()
     absolute_limit: AbsoluteLimitParams = AbsoluteLimitParams()
+
+    @property
+    def networks(self) -> tuple[NetworkParams, ...]:
+        """The sections of networks that may learn from failures."""
+        return self.autoencoder, self.vae
+
+    @property
+    def teaching_share(self) -> float:
+        """Share of the tune failures that teach networks their mode; 0: none.
+
+        >>> TrainParams().teaching_share
+        0.0
+        """
+        return max((network.supervised.failures for network in self.networks if network.supervised), default=0.0)
 
 
 class PolicyParams(Section):
@@ -638,7 +748,13 @@ class Params(Section):
     def _release_detector_is_trained(self) -> Params:
         if self.release.detector not in (*self.detectors, ENSEMBLE):
             raise ValueError(f"got release.detector={self.release.detector}, expected one of detectors, or {ENSEMBLE}")
-        members = self.calibrate.ensemble.members or self.detectors
+        if not self.serving_detectors:
+            raise ValueError(f"got detectors={list(self.detectors)}, expected one that scores single rows, for service")
+        members = self.calibrate.ensemble.members or self.serving_detectors
+        unserved = [name for name in (self.release.detector, *members) if name in WINDOW_DETECTORS]
+        if unserved:
+            what = "release.detector" if self.release.detector in unserved else "calibrate.ensemble.members"
+            raise ValueError(f"got {what} with {unserved[0]}, which sees windows, expected detectors of single rows")
         strange = [name for name in members if name not in self.detectors]
         if strange:
             raise ValueError(f"got calibrate.ensemble.members={list(members)}, expected some of detectors")
@@ -650,6 +766,19 @@ class Params(Section):
             raise ValueError(f"got detectors={list(self.detectors)}, expected no detector twice")
         return self
 
+    @model_validator(mode="after")
+    def _one_division_of_failures(self) -> Params:
+        shares = {network.supervised.failures for network in self.train.networks if network.supervised is not None}
+        if len(shares) > 1:
+            told = " and ".join(f"{share:g}" for share in sorted(shares))
+            raise ValueError(f"got supervised.failures={told} of two networks, expected the same share of both")
+        return self
+
+    @property
+    def serving_detectors(self) -> tuple[str, ...]:
+        """Detectors that a release holds: those that need no rows before a row."""
+        return tuple(name for name in self.detectors if name not in WINDOW_DETECTORS)
+
     @property
     def explaining_detector(self) -> str:
         """The detector whose reconstructions and shares of bins are shown: the release's own, or one of its ensemble.
@@ -658,7 +787,8 @@ class Params(Section):
         """
         if self.release.detector != ENSEMBLE:
             return self.release.detector
-        members = [name for name in self.calibrate.ensemble.members or self.detectors if name in self.detectors]
+        asked = self.calibrate.ensemble.members or self.serving_detectors
+        members = [name for name in asked if name in self.detectors]
         return next((name for name in members if name in NEURAL_DETECTORS), members[0])
 
 

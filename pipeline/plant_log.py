@@ -18,6 +18,7 @@ from pipeline.errors import ContractError
 from pipeline.log_status import IntegerN, LogStatus, Timeline, alerts_of, intervals_of, log_status
 from pipeline.maintenance import failures_of
 from pipeline.params import SplitParams
+from pipeline.roles import teaching
 from pipeline.schema import FAILURE_SCHEMA, MAINTENANCE_SCHEMA, MICROSECONDS_PER_HOUR, BoolN, IntN, Role
 from pipeline.store import read_table
 
@@ -79,11 +80,11 @@ class PlantLog:
         status_N[timeline.covered(ill, closed=True) & (status_N < LogStatus.ALERT)] = LogStatus.ALERT
         return status_N, owner_N
 
-    def tunes(self, unseen: Sequence[str]) -> BoolN:
-        """Which failures (K,) may tune: role tune, of a machine that is not held out."""
+    def tunes(self, unseen: Sequence[str], teaching_share: float = 0.0) -> BoolN:
+        """Which failures (K,) may tune: role tune, of a machine that is not held out, and not taught to a network."""
         role_K = np.array([role == Role.TUNE for role in self.failures["role"].to_pylist()], bool)
         held_K = np.isin(np.array(self.failures["machine_id"].to_pylist(), dtype=object), list(unseen))
-        return np.asarray(role_K & ~held_K)
+        return np.asarray(role_K & ~held_K & ~teaching(self.failures, teaching_share))
 
     def times_us(self) -> IntN:
         """Moments (K,) of the failures."""

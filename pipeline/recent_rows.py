@@ -86,7 +86,8 @@ def recent_rows(
     held_N = unseen_M[machine_N]
     healthy_N = inside_N & np.isin(status_N, SOUND) & trusted_N & ~held_N
     _refuse_few(healthy_N, inside_N, held_N, status_N, data_set)
-    tunes_K = plant.tunes([name for name, held in zip(machines, unseen_M, strict=True) if held])
+    held_out = [name for name, held in zip(machines, unseen_M, strict=True) if held]
+    tunes_K = plant.tunes(held_out, settings.train.teaching_share)
     tune_N = np.r_[tunes_K, False][owner_N] & (status_N == LogStatus.HORIZON) & (time_us_N < high)
     unconfirmed_N = healthy_N & (status_N == LogStatus.UNCONFIRMED)
     if unconfirmed_N.any():

@@ -132,13 +132,13 @@ def build_release(root: Path, params: Params, folder: Path) -> None:
     """Fill an empty folder with the release of the stage outputs below `root`."""
     raw, split = root / "data/raw", read_table(root / "data/status/split.parquet")
     fleet = load_fleet_spec(raw / "fleet.yaml")
-    for name in params.detectors:
+    for name in params.serving_detectors:
         target = folder / "detectors" / name
         target.mkdir(parents=True)
         for part in (WEIGHTS, MANIFEST):
             shutil.copyfile(root / "data/models" / name / part, target / part)
     calibration = read_json(root / "data/calibration/calibration.json")
-    tails = load_tails(root / "data/calibration", params.detectors, calibration)
+    tails = load_tails(root / "data/calibration", params.serving_detectors, calibration)
     (folder / "tails").mkdir(exist_ok=True)
     tails.save(folder / "tails")
     write_json(folder / "calibration.json", calibration)
@@ -146,7 +146,7 @@ def build_release(root: Path, params: Params, folder: Path) -> None:
     maintenance = read_table(raw / "maintenance.parquet", schema=MAINTENANCE_SCHEMA)
     epochs = EpochStarts.of_log(maintenance, params.split.changed_at, params.split.changed_machines)
     write_json(folder / "epochs.json", epochs.to_json())
-    detectors = {name: load_detector(folder / "detectors" / name) for name in params.detectors}
+    detectors = {name: load_detector(folder / "detectors" / name) for name in params.serving_detectors}
     # validation days are spread over the train span, and no network's weights were fitted on them
     removed_N = read_table(root / "data/status/clean.parquet", ["removed"])["removed"].to_numpy()
     healthy_N = has_role(split, Role.VALIDATION, Role.CALIBRATION) & ~removed_N
@@ -160,7 +160,7 @@ def build_release(root: Path, params: Params, folder: Path) -> None:
 
 def manifest_of(root: Path, folder: Path, params: Params, split: pa.Table, metrics: dict[str, Any]) -> dict[str, Any]:
     """What made the release; nothing that changes from one identical build to the next."""
-    histories = {name: read_json(root / f"data/models/{name}/history.json") for name in params.detectors}
+    histories = {name: read_json(root / f"data/models/{name}/history.json") for name in params.serving_detectors}
     # a row with a wrong clock is quarantined; it must not hide the log entries of the years before it
     trusted = np.array(split["log_status"].cast(pa.string()).to_pylist()) != "quarantined"
     newest = int(times_us(split["timestamp"])[trusted].max())
@@ -175,13 +175,13 @@ def manifest_of(root: Path, folder: Path, params: Params, split: pa.Table, metri
     return {
         "format": 1,
         "detector": params.release.detector,
-        "members": list(params.detectors),
+        "members": list(params.serving_detectors),
         "bins": load_fleet_spec(folder / "fleet.yaml").bins,
         "provisional": params.split.changed_at is not None,
         "changed_at": params.split.changed_at.isoformat() if params.split.changed_at else None,
         "newest_row_us": newest,
         "inputs": inputs,
-        "models": {name: files[f"detectors/{name}/{WEIGHTS}"] for name in params.detectors},
+        "models": {name: files[f"detectors/{name}/{WEIGHTS}"] for name in params.serving_detectors},
         "files": files,
         "params": params.model_dump(mode="json", include=set(MANIFEST_PARAMS)),
         "seed": params.seed,

@@ -17,6 +17,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.epochs import microseconds
 from pipeline.log_status import IntegerN, LogStatus
@@ -89,9 +90,28 @@ def unseen_machines(machines: Sequence[str], share: float) -> BoolN:
     >>> unseen_machines(["m1", "m2", "m3"], 0.0)
     array([False, False, False])
     """
-    heads = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in machines]
-    unseen_M = np.array([head < share * 2**64 for head in heads], bool)
+    unseen_M = np.array([_head(name) < share * 2**64 for name in machines], bool)
     return unseen_M if not unseen_M.all() else np.zeros_like(unseen_M)
+
+
+def teaching(failures: pa.Table, share: float) -> BoolN:
+    """Which failures (K,) teach networks their mode: about a share of those that tune and have one, by their ids.
+
+    An id decides for ever: a failure that has taught a network chooses no policy for it later.
+
+    >>> known = {"failure_id": ["a", "b", "c"], "failure_mode": ["imbalance", "imbalance", None], "role": ["tune"] * 3}
+    >>> teaching(pa.table(known), 1.0), teaching(pa.table(known), 0.0)
+    (array([ True,  True, False]), array([False, False, False]))
+    """
+    rows = zip(*(failures[name].to_pylist() for name in ("failure_id", "failure_mode", "role")), strict=True)
+    return np.array(
+        [role == Role.TUNE and bool(mode) and _head(key + "teach") < share * 2**64 for key, mode, role in rows], bool
+    )
+
+
+def _head(text: str) -> int:
+    """The first 64 bits of the SHA-256 of a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 @dataclass(frozen=True)
@@ -137,13 +157,16 @@ def validation_rows(
     return latest_N, True
 
 
-def roles_of(rows: LogRows, tunes_K: BoolN, validation_share: float) -> tuple[npt.NDArray[np.int8], bool]:
+def roles_of(
+    rows: LogRows, tunes_K: BoolN, validation_share: float, teaches_K: BoolN | None = None
+) -> tuple[npt.NDArray[np.int8], bool]:
     """Role codes (N,) and whether the latest train rows validate because there are no two whole days.
 
     Args:
         rows: with log status and phase.
         tunes_K: failures that tune; the others test.
         validation_share: of the train span.
+        teaches_K: those of them that teach networks instead; None: no failure does.
     """
     phase_N, edges = rows.phase_N, rows.edges
     unseen_N = rows.unseen_M[rows.machine_N]
@@ -157,6 +180,7 @@ def roles_of(rows: LogRows, tunes_K: BoolN, validation_share: float) -> tuple[np
     judged_N = np.isin(rows.status_N, [LogStatus.HEALTHY, LogStatus.UNCONFIRMED])
     horizon_N = rows.owner_N >= 0
     tune_N = horizon_N & (tunes_K[rows.owner_N] if len(tunes_K) else False) & ~unseen_N
+    teach_N = tune_N & (teaches_K[rows.owner_N] if teaches_K is not None and len(teaches_K) else False)
     first_M = edges.start + (FIRST_TUNE_SHARE * (edges.end - edges.start)).astype(np.int64)
     old_enough_N = rows.time_us_N > first_M[rows.machine_N]
     later_N = (phase_N == TEST) | (unseen_N & (phase_N > TRAIN))
@@ -169,7 +193,8 @@ def roles_of(rows: LogRows, tunes_K: BoolN, validation_share: float) -> tuple[np
         (Role.BASELINE, fits_N & unseen_N),
         (Role.CALIBRATION, rows.fit_N & (phase_N == CALIBRATION) & ~unseen_N),
         (Role.TEST, judged_N & (phase_N == TEST)),
-        (Role.TUNE, tune_N & old_enough_N),
+        (Role.TUNE, tune_N & ~teach_N & old_enough_N),
+        (Role.TEACH, teach_N & rows.trusted_N & old_enough_N),  # nothing is learned from a suspect sensor
         (Role.TEST, horizon_N & ~tune_N & later_N),
     ):
         role_N[mask_N] = ROLE[role]

@@ -48,6 +48,7 @@ class Role(StrEnum):
     VALIDATION = "validation"
     CALIBRATION = "calibration"
     TUNE = "tune"  # the horizon of a tune failure
+    TEACH = "teach"  # the horizon of a tune failure whose mode networks learn; it chooses nothing
     TEST = "test"
 
 

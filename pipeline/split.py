@@ -33,6 +33,7 @@ from pipeline.roles import (
     LogRows,
     boundaries_of,
     roles_of,
+    teaching,
     unseen_machines,
 )
 from pipeline.schema import (
@@ -75,6 +76,7 @@ def split(
     params: SplitParams,
     feedback: pa.Table | None = None,
     min_looks: int = BaselineParams().min_rows,
+    teaching_share: float = 0.0,
 ) -> SplitResult:
     """Log status, epoch, role and label of every row.
 
@@ -86,6 +88,7 @@ def split(
         feedback: FEEDBACK_SCHEMA; rows of a confirmed alert and of the horizon before it are not healthy, those of an
             open one neither train, validate nor describe, a dismissed one changes nothing. Unknown ones are counted.
         min_looks: rows below which an epoch has no baseline of its own (`train.baseline.min_rows`), for the notes.
+        teaching_share: of the tune failures, those that teach networks their mode (`supervised.failures`).
 
     Raises:
         ContractError: no healthy rows, or none left to train or to calibrate on.
@@ -96,7 +99,8 @@ def split(
     # a failure of a machine that trains nothing can judge, so it does not tune
     tunes_K = np.array([role == Role.TUNE for role in failures["role"].to_pylist()], bool)
     tunes_K &= ~np.r_[rows.unseen_M, False][intervals_of(failures, "time", "end", machines).machine_K]
-    role_N, recut = roles_of(rows, tunes_K, params.validation_share)
+    teaches_K = tunes_K & teaching(failures, teaching_share)
+    role_N, recut = roles_of(rows, tunes_K, params.validation_share, teaches_K)
     _check_roles(rows, role_N)
     label_N = np.full(len(role_N), LABELS.index(Label.UNKNOWN), np.int8)
     label_N[rows.healthy_N] = LABELS.index(Label.HEALTHY)
@@ -117,7 +121,7 @@ def split(
         "rows": _counts(role_N, rows.status_N) | {"suspect_judged": _suspect_judged(rows, role_N)},
         "machines": len(machines),
         "unseen_machines": [name for name, unseen in zip(machines, rows.unseen_M, strict=True) if unseen],
-        "failures": _failure_metrics(rows, role_N, tunes_K, failures, machines),
+        "failures": _failure_metrics(rows, role_N, tunes_K, teaches_K, failures, machines),
         "machine_epochs": _pairs(machine_N, epoch_N),
         "boundaries": _boundary_metrics(rows.edges, machines, params),
         "change": change,
@@ -212,11 +216,11 @@ def _shares(status_N: npt.NDArray[np.int8]) -> str:
 
 
 def _counts(role_N: npt.NDArray[np.int8], status_N: npt.NDArray[np.int8]) -> dict[str, Any]:
-    roles = np.bincount(role_N, minlength=len(ROLES)).tolist()
+    roles = dict(zip(ROLES, np.bincount(role_N, minlength=len(ROLES)).tolist(), strict=True))
     statuses = np.bincount(status_N, minlength=len(LOG_STATUSES)).tolist()
     return {
         "total": len(role_N),
-        "by_role": dict(zip(ROLES, roles, strict=True)),
+        "by_role": {role: count for role, count in roles.items() if count or role != Role.TEACH},
         "by_log_status": dict(zip(LOG_STATUSES, statuses, strict=True)),
     }
 
@@ -232,9 +236,14 @@ def _pairs(machine_N: IntegerN, epoch_N: npt.NDArray[np.int32]) -> int:
 
 
 def _failure_metrics(
-    rows: LogRows, role_N: npt.NDArray[np.int8], tunes_K: BoolN, failures: pa.Table, machines: Sequence[str]
+    rows: LogRows,
+    role_N: npt.NDArray[np.int8],
+    tunes_K: BoolN,
+    teaches_K: BoolN,
+    failures: pa.Table,
+    machines: Sequence[str],
 ) -> dict[str, Any]:
-    """How many failures tune and judge, and why the others do not."""
+    """How many failures tune, teach and judge, and why the others do not."""
     count, in_horizon_N = failures.num_rows, rows.owner_N >= 0
     horizon_K = np.bincount(rows.owner_N[in_horizon_N], minlength=count)
     used_K = np.bincount(rows.owner_N[in_horizon_N & (role_N != ROLE[Role.NONE])], minlength=count)
@@ -253,11 +262,12 @@ def _failure_metrics(
         unused.append({**names, "role": str(Role.TUNE if tunes_K[index] else Role.TEST), "why": why})
     return {
         "total": count,
-        "tune": int((tunes_K & (used_K > 0)).sum()),
+        "tune": int((tunes_K & ~teaches_K & (used_K > 0)).sum()),
         "test": int((~tunes_K).sum()),
         "judged": int((~tunes_K & (used_K > 0)).sum()),
         "unused": len(unused),
         "unused_why": unused[:LISTED],
+        **({"teach": int((teaches_K & (used_K > 0)).sum())} if teaches_K.any() else {}),
     }
 
 
@@ -319,6 +329,7 @@ def main() -> None:
         params.split,
         read_feedback(raw),
         params.train.baseline.min_rows,
+        params.train.teaching_share,
     )
     write_table("data/status/split.parquet", result.table)
     write_json("metrics/split.json", result.metrics)

@@ -18,15 +18,15 @@ import pyarrow as pa
 import torch
 
 from pipeline.base_release import base_network
-from pipeline.detectors import Detector, Fitting, TrainingRows, choose_device, fit_baselines, make_detector
+from pipeline.detectors import Detector, Fitting, RowOrder, TrainingRows, choose_device, fit_baselines, make_detector
 from pipeline.detectors.base import write_history
 from pipeline.engine import choose_precision, discard
 from pipeline.errors import ContractError, UserError, run_reporting_errors
 from pipeline.params import NEURAL_DETECTORS, Params, TrainParams, load_params
 from pipeline.rows import RowKeys, Rows, has_role, load_conditions
-from pipeline.schema import BoolN, FleetSpec, IntN, Role, codes_and_names, load_fleet_spec, times_us
+from pipeline.schema import FAILURE_SCHEMA, BoolN, FleetSpec, IntN, Role, codes_and_names, load_fleet_spec, times_us
 from pipeline.store import atomic_folder, read_table
-from pipeline.training_rows import Material, divide, material_in, material_of
+from pipeline.training_rows import Material, Teaching, divide, material_in, material_of, teaching_in
 
 FEW_OWN = 0.5  # of the training rows: below it baselines describe little, and somebody should know
 CODE = ("engine", "detectors")  # folders whose bytes decide what a checkpoint is worth
@@ -75,9 +75,14 @@ def fitting_of(params: TrainParams, seed: int, say: Any) -> Fitting:
 
 
 def fit_detector(
-    name: str, material: Material, fleet: FleetSpec, params: TrainParams, fitting: Fitting
+    name: str,
+    material: Material,
+    fleet: FleetSpec,
+    params: TrainParams,
+    fitting: Fitting,
+    teaching: Teaching | None = None,
 ) -> tuple[Detector, dict[str, Any]]:
-    """Fit baselines and one detector; see train_detector."""
+    """Fit baselines and one detector; see train_detector. A network may learn the modes of failures that teach."""
     parts, settings, say = material.parts, params.baseline, fitting.say
     baselines = fit_baselines(
         material.read(parts.describes_N),
@@ -103,7 +108,12 @@ def fit_detector(
         detector.precision = choose_precision(params.precision, fitting.device)
     train_code, validation_code = code_N[parts.train_N], code_N[parts.validation_N]
     train, validation = material.read(parts.train_N), material.read(parts.validation_N)
-    training = TrainingRows(train, train_code, validation, validation_code, material.train_hour)
+    taught = None if teaching is None else teaching.taught(baselines.codes(teaching.keys))
+    orders = [
+        RowOrder(material.keys.take(mask_N), material.time_us_N[mask_N])
+        for mask_N in (parts.train_N, parts.validation_N)
+    ]
+    training = TrainingRows(train, train_code, validation, validation_code, material.train_hour, taught, *orders)
     start = time.perf_counter()
     history = detector.fit(training, fitting)
     seconds, count = time.perf_counter() - start, len(train_code)
@@ -174,7 +184,11 @@ def run(name: str, params: Params, root: Path) -> None:
     if name in NEURAL_DETECTORS and params.base_release is not None:
         weights = "its weights" if fitting.base else "random weights, since it has no such network"
         say(f"base release {params.base_release}: training starts from {weights}")
-    detector, history = fit_detector(name, material, fleet, params.train, fitting)
+    teaching = None
+    if getattr(getattr(params.train, name), "supervised", None) is not None:
+        failures = read_table(raw / "failures.parquet", schema=FAILURE_SCHEMA)
+        teaching = teaching_in(raw, split, failures, fleet.bins, params.train.baseline.conditions_from)
+    detector, history = fit_detector(name, material, fleet, params.train, fitting, teaching)
     with atomic_folder(root / "data/models" / name) as folder:
         detector.save(folder)
         write_history(folder, history)

@@ -14,16 +14,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from pipeline.detectors import TaughtRows
 from pipeline.engine.rows import fits_in_memory, scratch_array
 from pipeline.errors import ContractError
 from pipeline.params import TrainParams
-from pipeline.rows import RowKeys, Rows, spectra_pieces
-from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FloatNF, IntN, Role
+from pipeline.rows import RowKeys, Rows, has_role, rows_without_spectra, spectra_pieces
+from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FloatNF, IntN, Role, codes_and_names
 from pipeline.store import read_spectra
 
 MIN_TRAINING_ROWS = 10
 DESCRIBING_ROWS = 5_000  # of a machine, epoch and condition at most, evenly spaced: a percentile of more hardly moves
 VALIDATION_PART = 4  # as many times fewer validation rows than training rows at most
+LESSON_ROWS = 2_000  # of a failure that teaches, at most: neighbours say much the same
 COPIES = 4  # of the training rows at once where all is in memory: spectra, features, and what detectors make of them
 
 
@@ -127,6 +129,62 @@ def _thinned(keys: RowKeys, mask_N: BoolN, most: int, least: int) -> BoolN:
     chosen_N = np.zeros(len(mask_N), bool)
     chosen_N[index[order[kept_n]]] = True
     return chosen_N
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Rows (n,) before failures that teach networks their mode, and how to read their spectra (n, F).
+
+    `failure_n` are codes of failures, `mode_n` codes into `modes`.
+    """
+
+    keys: RowKeys
+    failure_n: IntN
+    mode_n: IntN
+    modes: tuple[str, ...]
+    read: Callable[[], FloatNF]
+
+    def taught(self, code_n: npt.NDArray[np.int32]) -> TaughtRows:
+        """The rows with theirs of the baseline table."""
+        return TaughtRows(self.read(), code_n, self.failure_n, self.mode_n, self.modes)
+
+
+def teaching_in(
+    data_set: Path, split: pa.Table, failures: pa.Table, bins: int, condition_column: str | None
+) -> Teaching | None:
+    """Rows of the role `teach` of a snapshot, of each failure LESSON_ROWS evenly spaced ones at most; None: no rows.
+
+    Args:
+        data_set: the snapshot.
+        split: SPLIT_SCHEMA.
+        failures: FAILURE_SCHEMA, with their modes.
+        bins: F.
+        condition_column: that names operating conditions.
+    """
+    index = np.flatnonzero(has_role(split, Role.TEACH))
+    if not len(index):
+        return None
+    failure_N, names = codes_and_names(split["failure_id"].take(pa.array(index)))
+    order = np.argsort(failure_N, kind="stable")
+    count_K = np.bincount(failure_N, minlength=len(names))
+    place_n = np.arange(len(index)) - np.repeat(np.cumsum(count_K) - count_K, count_K)
+    step_n = np.repeat(-(-count_K // LESSON_ROWS), count_K)
+    chosen_N = np.zeros(split.num_rows, bool)
+    chosen_N[index[order[place_n % np.maximum(step_n, 1) == 0]]] = True
+    rows = rows_without_spectra(data_set, split, chosen_N, condition_column)
+    code_n, known = codes_and_names(rows.status["failure_id"])
+    used, failure_n = np.unique(code_n, return_inverse=True)  # the column knows failures of other roles too
+    names = [known[code] for code in used]
+    mode_of = dict(zip(failures["failure_id"].to_pylist(), failures["failure_mode"].to_pylist(), strict=True))
+    modes = sorted({mode_of[name] for name in names})
+    mode_K = np.array([modes.index(mode_of[name]) for name in names])
+    return Teaching(
+        rows.keys,
+        failure_n,
+        mode_K[failure_n],
+        tuple(modes),
+        lambda: read_spectra(data_set, split, chosen_N, bins),
+    )
 
 
 def material_of(rows: Rows, parts: Parts) -> Material:

@@ -13,7 +13,7 @@ from pipeline.detectors import CLASSES, Detector, Fitting, TrainingRows, fit_bas
 from pipeline.detectors.baseline import BaselineTable
 from pipeline.detectors.linear import PcaDetector
 from pipeline.errors import ContractError, ReleaseError, UserError
-from pipeline.params import TrainParams
+from pipeline.params import WINDOW_DETECTORS, TrainParams
 from pipeline.rows import RowKeys
 from pipeline.schema import FleetSpec
 
@@ -82,7 +82,7 @@ def fitted(rows: AllRows) -> Callable[[str], Detector]:
     return cache(lambda name: newly_fitted(name, rows))
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in WINDOW_DETECTORS])
 class TestEveryDetector:
     def test_a_row_scores_the_same_wherever_it_stands(self, name, rows, fitted) -> None:
         spectra, code, _ = rows

@@ -32,7 +32,7 @@ from pipeline.onnx_export import (
     scorer_bytes,
     scorer_model,
 )
-from pipeline.params import TrainParams
+from pipeline.params import WINDOW_DETECTORS, TrainParams
 from pipeline.release import Release, load_release
 from pipeline.rows import RowKeys
 from pipeline.schema import Baseline, FleetSpec, LimitSpec
@@ -101,7 +101,7 @@ def example_of(name: str, examples: dict[str, Example]) -> Example:
     return examples[name]
 
 
-@pytest.fixture(params=list(CLASSES))
+@pytest.fixture(params=[name for name in CLASSES if name not in WINDOW_DETECTORS])
 def example(request: pytest.FixtureRequest, examples: dict[str, Example]) -> Example:
     return example_of(request.param, examples)
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from pipeline.detectors.absolute_limit import AbsoluteLimitDetector
-from pipeline.detectors.base import Detector, Fitting, TrainingRows, load_arrays, restore_detector
+from pipeline.detectors.base import Detector, Fitting, TaughtRows, TrainingRows, load_arrays, restore_detector
 from pipeline.detectors.baseline import BaselineTable, fit_baselines
 from pipeline.detectors.fleet_relative import FleetRelativeDetector
 from pipeline.detectors.forest import ForestDetector
 from pipeline.detectors.linear import DistanceDetector, EnergyDetector, PcaDetector
 from pipeline.detectors.neural import AutoencoderDetector, NeuralDetector, VaeDetector
+from pipeline.detectors.runs import RowOrder
+from pipeline.detectors.window import WindowDetector
 from pipeline.errors import ReleaseError, UserError
 from pipeline.params import TrainParams
 from pipeline.schema import FleetSpec
@@ -22,6 +24,7 @@ CLASSES: dict[str, type[Detector]] = {
     for kind in (
         AutoencoderDetector,
         VaeDetector,
+        WindowDetector,
         PcaDetector,
         EnergyDetector,
         DistanceDetector,
@@ -41,6 +44,8 @@ def make_detector(
         return AutoencoderDetector(baselines, rows, device, params=params.autoencoder)
     if name == "vae":
         return VaeDetector(baselines, rows, device, params=params.vae)
+    if name == "window_autoencoder":
+        return WindowDetector(baselines, rows, device, params=params.window_autoencoder)
     if name == "pca":
         settings = params.pca
         kept, components = settings.variance_kept, settings.max_components
@@ -89,6 +94,8 @@ __all__ = [
     "Detector",
     "Fitting",
     "NeuralDetector",
+    "RowOrder",
+    "TaughtRows",
     "TrainingRows",
     "choose_device",
     "fit_baselines",

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from pipeline.detectors.baseline import BaselineTable, Tables, baselines_from
+from pipeline.detectors.runs import IntNW, RowOrder
 from pipeline.engine import FeatureRows, Precision, Run, autocast
 from pipeline.errors import ContractError, ReleaseError
 from pipeline.params import FineTuneParams
@@ -35,11 +36,24 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class TaughtRows:
+    """Rows (T,) before failures that teach networks their mode; `failure` and `mode` are codes, `modes` names."""
+
+    spectra: FloatNF
+    code: npt.NDArray[np.int32]
+    failure: IntN
+    mode: IntN
+    modes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TrainingRows:
     """Healthy rows that fit a detector, and later ones of the same machines that say when to stop.
 
     `code` and `validation_code` are rows of the baseline table; `hour` is equal for neighbouring rows of one machine's
     hour (None: not known). `spectra` may be the map of a file: take it in parts, as `Detector.feature_rows` does.
+    `taught` are no healthy rows: only a head on a network's code sees them. `order` and `validation_order` are machines
+    and times, for detectors that see windows.
     """
 
     spectra: FloatNF
@@ -47,6 +61,9 @@ class TrainingRows:
     validation: FloatNF
     validation_code: npt.NDArray[np.int32]
     hour: IntN | None = None
+    taught: TaughtRows | None = None
+    order: RowOrder | None = None
+    validation_order: RowOrder | None = None
 
 
 @dataclass(frozen=True)
@@ -136,21 +153,31 @@ class Detector(ABC):
         """The context column that rows to score must tell their condition by; None: conditions make no difference."""
         return self.baselines.condition_column
 
-    def score(self, spectra_NF: FloatNF, code_N: npt.NDArray[np.int32]) -> FloatN:
+    @property
+    def rows_seen(self) -> int:
+        """Rows that a row's score looks at: of a window, the row and those before it."""
+        return 1
+
+    def windows(self, rows: RowOrder) -> IntNW | None:  # noqa: ARG002
+        """Places (N, W) of the rows that each row's score looks at; None: at the row alone."""
+        return None
+
+    def score(self, spectra_NF: FloatNF, code_N: npt.NDArray[np.int32], window_NW: IntNW | None = None) -> FloatN:
         """Score rows: float64 (N,), higher is more anomalous.
 
         Args:
             spectra_NF: magnitudes (N, F) in the sensor's unit, finite.
             code_N: rows of the baseline table, from `baselines.codes`.
+            window_NW: places among the spectra of the rows of windows, one window for each score; from `windows`.
 
         Raises:
-            ContractError: another number of bins than the detector was fitted on.
+            ContractError: another number of bins than the detector was fitted on; windows missing or too many.
         """
-        return self._in_batches(self.score_batch, spectra_NF, code_N, ())
+        return self._in_batches(self.score_batch, spectra_NF, code_N, (), window_NW)
 
-    def explain(self, spectra_NF: FloatNF, code_N: npt.NDArray[np.int32]) -> FloatN:
+    def explain(self, spectra_NF: FloatNF, code_N: npt.NDArray[np.int32], window_NW: IntNW | None = None) -> FloatN:
         """Each bin's share of the score: float64 (N, F), rows sum to the score."""
-        return self._in_batches(self.explain_batch, spectra_NF, code_N, (self.baselines.bins,))
+        return self._in_batches(self.explain_batch, spectra_NF, code_N, (self.baselines.bins,), window_NW)
 
     def relative(self, spectra_NF: FloatNF, code_N: npt.NDArray[np.int32]) -> torch.Tensor:
         """(N, G) features relative to the baseline, on the device, for fitting."""
@@ -202,23 +229,30 @@ class Detector(ABC):
         spectra_NF: FloatNF,
         code_N: npt.NDArray[np.int32],
         trailing: tuple[int, ...],
+        window_NW: IntNW | None,
     ) -> FloatN:
         if spectra_NF.ndim != 2 or spectra_NF.shape[1] != self.baselines.bins:
             got, expected = spectra_NF.shape, f"(N, {self.baselines.bins})"
             raise ContractError.of("shape of spectra", got=got, expected=expected, where=f"detector {self.name}")
-        out = np.empty((len(spectra_NF), *trailing), np.float64)
-        batch = torch.ones((self.batch_rows, self.baselines.bins))
-        codes = torch.zeros(self.batch_rows, dtype=torch.long)
-        for begin in range(0, len(spectra_NF), self.batch_rows):
-            part = spectra_NF[begin : begin + self.batch_rows]
-            batch[len(part) :], codes[len(part) :] = 1.0, 0
-            batch.numpy()[: len(part)] = part
-            codes.numpy()[: len(part)] = code_N[begin : begin + self.batch_rows]
+        seen = 1 if window_NW is None else window_NW.shape[1]
+        if seen != self.rows_seen:
+            expected = f"windows of {self.rows_seen}: this detector does not score single rows"
+            raise ContractError.of("rows of a window", got=seen, expected=expected, where=f"detector {self.name}")
+        count = len(spectra_NF) if window_NW is None else len(window_NW)
+        out = np.empty((count, *trailing), np.float64)
+        batch = torch.ones((self.batch_rows * seen, self.baselines.bins))
+        codes = torch.zeros(self.batch_rows * seen, dtype=torch.long)
+        for begin in range(0, count, self.batch_rows):
+            end = min(begin + self.batch_rows, count)
+            rows = np.s_[begin:end] if window_NW is None else window_NW[begin:end].reshape(-1)
+            filled = (end - begin) * seen
+            batch[filled:], codes[filled:] = 1.0, 0
+            batch.numpy()[:filled], codes.numpy()[:filled] = spectra_NF[rows], code_N[rows]
             spectra, on_device = batch.to(self.device), codes.to(self.device)
             relative = self.baselines.relative(spectra, on_device, self._tables)
             with autocast(self.device, self.precision):
                 computed = compute(spectra, relative)
-            out[begin : begin + len(part)] = computed[: len(part)].double().cpu().numpy()
+            out[begin:end] = computed[: end - begin].double().cpu().numpy()
         return out
 
 

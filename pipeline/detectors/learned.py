@@ -18,11 +18,13 @@ from torch import nn
 
 from pipeline.detectors.base import Arrays, Detector, Fitting, TrainingRows, load_arrays
 from pipeline.detectors.baseline import BaselineTable
+from pipeline.detectors.codes import Lessons, mode_loss
 from pipeline.detectors.latent import Tail, code_statistics, nearest_codes, residual_variance
 from pipeline.detectors.networks import Matrices, make_layers, use_matrices
 from pipeline.detectors.objectives import BIN_LOG_VARIANCE, INPUT_LIMIT, bounded
 from pipeline.engine import FeatureRows, autocast, train_network
-from pipeline.errors import ReleaseError
+from pipeline.engine.rows import refuse_non_finite
+from pipeline.errors import ContractError, ReleaseError
 from pipeline.params import NetworkParams
 from pipeline.schema import FloatN, FloatNF
 
@@ -40,13 +42,17 @@ SCORED_LIMIT = 1e15  # robust deviations: the square of more is no float32
 
 
 class Network(nn.Module):
-    """Encoder, decoder, and the variance of each bin where the loss learns it."""
+    """Encoder, decoder, the variance of each bin where the loss learns it, and a head where failures teach modes."""
 
-    def __init__(self, params: NetworkParams, bins: int, outputs: int) -> None:
+    def __init__(
+        self, params: NetworkParams, width: int, encoder: nn.Module, decoder: nn.Module, modes: int = 0
+    ) -> None:
         super().__init__()
-        self.encoder, self.decoder = make_layers(params, bins, outputs)
+        self.encoder, self.decoder = encoder, decoder
         if params.loss == "gaussian":
-            self.raw_log_variance = nn.Parameter(torch.zeros(bins))
+            self.raw_log_variance = nn.Parameter(torch.zeros(width))
+        if modes:
+            self.mode_head = nn.Linear(params.latent, modes)
 
     def bin_log_variance(self) -> torch.Tensor | None:
         """(F,) within BIN_LOG_VARIANCE; None where the loss learns none."""
@@ -91,6 +97,8 @@ class NeuralDetector(Detector):
         super().__init__(baselines, batch_rows, device)
         self.params = params or self.default_params()
         self.fine_tunes = False  # its first weights have been trained before
+        self.modes: tuple[str, ...] = ()  # that a head on the code tells
+        self._lessons: Lessons | None = None  # while it trains
         self._statistics: dict[str, torch.Tensor] = {}
         self._tails: dict[str, Tail] = {}
 
@@ -107,15 +115,46 @@ class NeuralDetector(Detector):
     def loss(self, x_BF: torch.Tensor, epoch: int, noise: torch.Generator | None) -> dict[str, torch.Tensor]:
         """Terms of the loss, each a mean over rows; `loss` is what is minimised; no noise: an evaluation."""
 
+    @property
+    def width(self) -> int:
+        """Numbers that the network sees at once: the bins of a row, or of all rows of a window."""
+        return self.rows_seen * self.baselines.bins
+
+    def layers(self) -> tuple[nn.Module, nn.Module]:
+        """Encoder and decoder, not yet on the device."""
+        return make_layers(self.params, self.baselines.bins, self.encoder_outputs())
+
+    def healthy_rows(self, rows: TrainingRows) -> torch.Tensor:
+        """Validation rows (n, F) relative to their baselines."""
+        return self.relative(rows.validation, rows.validation_code)[:, :-1]
+
+    def rows_of(self, relative_BG: torch.Tensor) -> torch.Tensor:
+        """What the network sees (B, F) of features relative to their baselines."""
+        return relative_BG[:, :-1]
+
+    def per_bin(self, share_BF: torch.Tensor) -> torch.Tensor:
+        """Shares (B, F) of each bin of what the network sees."""
+        return share_BF
+
+    @property
+    def compiles(self) -> bool:
+        """May torch compile the network, where the settings ask for it?"""
+        return True
+
     def build(self) -> None:
         """Make the layers (their weights come from torch's current random state)."""
-        self.network = Network(self.params, self.baselines.bins, self.encoder_outputs()).to(self.device).eval()
+        network = Network(self.params, self.width, *self.layers(), len(self.modes))
+        self.network = network.to(self.device).eval()
         where: Matrices = "where_faster" if self.device.type == "cpu" else "never"
         use_matrices(self.network, "always" if self.precision == "bfloat16" else where)
 
     def code(self, x_BF: torch.Tensor) -> torch.Tensor:
         """(B, L) deterministic codes of rows in robust deviations."""
-        return self._encoded(x_BF.clamp(-INPUT_LIMIT, INPUT_LIMIT))[:, : self.params.latent]
+        return self.activate(self._encoded(x_BF.clamp(-INPUT_LIMIT, INPUT_LIMIT)))
+
+    def activate(self, outputs_BO: torch.Tensor) -> torch.Tensor:
+        """(B, L) codes of what the encoder's head says, each row's for itself."""
+        return outputs_BO[:, : self.params.latent]
 
     def decode(self, code_BL: torch.Tensor) -> torch.Tensor:
         """(B, F) what codes say that rows are, in robust deviations."""
@@ -145,13 +184,14 @@ class NeuralDetector(Detector):
             HearkenError: no epoch ended with a finite loss.
         """
         train = self.feature_rows(rows, fitting, INPUT_LIMIT)
-        probe_BF = train.features[:: max(1, len(train) // PROBE_ROWS)].to(self.device)
-        validation_NF = self.relative(rows.validation, rows.validation_code)[:, :-1]
-        warnings = self._doubts(probe_BF)
+        probe_BF = train.every(max(1, len(train) // PROBE_ROWS))
+        validation_NF = self.healthy_rows(rows)
+        warnings = [*self._doubts(probe_BF), *self._take_lessons(rows)]
         history = self._train(train, validation_NF.clamp(-INPUT_LIMIT, INPUT_LIMIT), probe_BF, fitting, warnings)
         healthy_NF = validation_NF if len(validation_NF) >= MIN_HEALTHY else torch.cat([validation_NF, probe_BF])
         with torch.inference_mode():
-            found = self._fit_statistics(train, healthy_NF)
+            found = self._fit_statistics(train, healthy_NF) | self._what_was_taught()
+        self._lessons = None
         return history | found | {"warnings": [*warnings, *history["warnings"], *self._findings(found)]}
 
     def _doubts(self, probe_BF: torch.Tensor) -> list[str]:
@@ -159,17 +199,73 @@ class NeuralDetector(Detector):
         doubts = []
         if not _varies(probe_BF):
             doubts.append("The training rows do not vary in any bin: there is nothing that a network could learn.")
-        bins, latent = self.baselines.bins, self.params.latent
+        bins, latent = self.width, self.params.latent
         if latent >= bins and not self._is_regularised():
             doubts.append(
                 f"Identity mapping: the code ({latent}) is not narrower than the input ({bins} bins) and nothing "
                 f"regularises it: the network can copy faults as well as health. Lower train.{self.name}.latent, or "
-                f"set train.{self.name}.noise."
+                f"set {self._what_holds_a_code()} of train.{self.name}."
             )
         return doubts
 
     def _is_regularised(self) -> bool:
         return self.params.noise.any
+
+    def _what_holds_a_code(self) -> str:
+        """Settings that keep a wide one from copying."""
+        return "noise"
+
+    def _take_lessons(self, rows: TrainingRows) -> list[str]:
+        """Hold the rows that teach; warnings where there is nothing to tell apart."""
+        self.modes, self._lessons, taught = (), None, rows.taught
+        if self.params.supervised is None:
+            return []
+        if taught is None or len(taught.modes) < 2:
+            known = 0 if taught is None else len(taught.modes)
+            return [
+                f"train.{self.name}.supervised teaches nothing: {known} failure modes stand in the log for failures "
+                "that teach, and 2 are needed to tell apart."
+            ]
+        features_TF = self.relative(taught.spectra, taught.code)[:, :-1].clamp_(-INPUT_LIMIT, INPUT_LIMIT)
+        refuse_non_finite(features_TF, "rows before failures that teach")
+        self.modes = taught.modes
+        self._lessons = Lessons.of(features_TF, taught.failure, taught.mode, taught.modes)
+        return []
+
+    def _taught(self, terms: dict[str, torch.Tensor], noise: torch.Generator | None) -> dict[str, torch.Tensor]:
+        """Terms of a loss with the cross-entropy of rows that carry a mode; an evaluation has no such rows."""
+        if self._lessons is None or self.params.supervised is None or noise is None:
+            return terms
+        features_BF, mode_B = self._lessons.draw(noise)
+        modes = mode_loss(self.network.get_submodule("mode_head"), self.code(features_BF), mode_B)
+        return terms | {"loss": terms["loss"] + self.params.supervised.alpha * modes, "modes": modes}
+
+    def _what_was_taught(self) -> dict[str, Any]:
+        """For the history: modes, failures, rows, and how many of these rows the head tells; no row here is unseen."""
+        lessons = self._lessons
+        if lessons is None:
+            return {}
+        logits = [self._mode_logits(part) for part in lessons.features_TF.split(PART_ROWS)]
+        right = float((torch.cat(logits).argmax(1) == lessons.mode_T).double().mean())
+        facts = {"modes": list(self.modes), "failures": len(lessons.rows), "rows": len(lessons)}
+        return {"taught": facts | {"accuracy_on_them": round(right, 4)}}
+
+    def _mode_logits(self, x_BF: torch.Tensor) -> torch.Tensor:
+        with autocast(self.device, self.precision):
+            logits: torch.Tensor = self.network.get_submodule("mode_head")(self.code(x_BF))
+        return logits.float()
+
+    @torch.inference_mode()
+    def mode_probabilities(self, spectra_NF: FloatNF, code_N: np.ndarray) -> FloatN:
+        """Probability (N, K) of each of `modes`, were the row before one of these failures; float64.
+
+        Raises:
+            ContractError: no failure has taught this network.
+        """
+        if not self.modes:
+            raise ContractError.of("failure modes", got="none", expected="a taught network", where=self.name)
+        logits = self._mode_logits(self.relative(spectra_NF, code_N)[:, :-1])
+        return logits.double().softmax(1).cpu().numpy()
 
     def _findings(self, found: dict[str, Any]) -> list[str]:  # noqa: ARG002  (a network may have none)
         """Warnings about what has been learned, from the facts of the codes."""
@@ -213,6 +309,9 @@ class NeuralDetector(Detector):
             optimiser = optimiser.fine_tuning(fitting.fine_tune)
         loss = self.loss if last else _Watched(self, probe_BF)
         run = fitting.run(self.name, self.precision)
+        if self._lessons is not None:
+            run = replace(run, key=run.key + self._lessons.digest())
+        run = replace(run, compile=run.compile and self.compiles)
         try:
             history = train_network(self.network, loss, train, validation_NF, optimiser, run)
         except DeadNetwork as death:
@@ -226,19 +325,26 @@ class NeuralDetector(Detector):
             ReleaseError: it has another architecture, or sees other numbers.
         """
         manifest, arrays = load_arrays(base)
-        theirs = manifest["settings"]["params"]
+        theirs = self.layer_settings(type(self.params).model_validate(manifest["settings"]["params"]))
         kinds = {True: "spectrum", False: "features"}
         for what, expected, got in (
             ("bins of the data", manifest["bins"], self.baselines.bins),
             ("kind of the data", kinds[manifest["baselines"]["log"]], kinds[self.baselines.log]),
-            *((f"train.{self.name}.{name}", theirs[name], own) for name, own in self._layer_settings().items()),
+            *(
+                (f"train.{self.name}.{name}", theirs[name], own)
+                for name, own in self.layer_settings(self.params).items()
+            ),
         ):
             if expected != got:
                 raise ReleaseError(
                     f"{what}: got {got}, expected {expected} as the weights of base_release have it "
                     f"(or base_release: null, in params.yaml), in {base}."
                 )
-        weights = {f"network.{name}": value for name, value in self.network.named_parameters()}
+        weights = {
+            f"network.{name}": value
+            for name, value in self.network.named_parameters()
+            if not name.startswith("mode_head.")  # the modes of other failures
+        }
         missing = [name for name, value in weights.items() if arrays.get(name, np.empty(0)).shape != tuple(value.shape)]
         if missing:
             raise ReleaseError(f"base_release: got no fitting {', '.join(missing)}, expected all layers, in {base}.")
@@ -246,12 +352,14 @@ class NeuralDetector(Detector):
             for name, value in weights.items():
                 value.copy_(torch.from_numpy(np.array(arrays[name])))
 
-    def _layer_settings(self) -> dict[str, Any]:
-        """The parameters that decide which weights there are and what they mean, as a manifest has them."""
-        own = self.params.model_dump(mode="json")
-        shape = ("channels", "kernel") if self.params.architecture == "convolutional" else ("layers",)
-        learned = {"loss": own["loss"]} if self.params.loss == "gaussian" else {}
-        return {name: own[name] for name in ("architecture", "latent", *shape, "activation")} | learned
+    def layer_settings(self, params: NetworkParams) -> dict[str, Any]:
+        """The parameters that decide which weights there are and what they mean, as JSON."""
+        values = params.model_dump(mode="json")
+        shape = {"convolutional": ("channels", "kernel"), "dense": ("layers",)}[self.params.architecture]
+        learned = {"loss": values["loss"]} if self.params.loss == "gaussian" else {}
+        # a failure that has taught the first weights must not choose a policy for what becomes of them
+        taught = {"supervised.failures": params.supervised.failures if params.supervised else None}
+        return {name: values[name] for name in ("architecture", "latent", *shape, "activation")} | learned | taught
 
     @torch.inference_mode()
     def what_is_dead(self, probe_BF: torch.Tensor) -> str:
@@ -262,7 +370,7 @@ class NeuralDetector(Detector):
         if not _varies(probe_BF):
             return ""
         with torch.autocast(self.device.type, enabled=False):
-            code_BL = self.network.encoder(probe_BF)[:, : self.params.latent]
+            code_BL = self.activate(self.network.encoder(probe_BF))
             output_BF = self.network.decoder(code_BL)
         if not _varies(code_BL):
             return "all rows have the same code"
@@ -279,7 +387,7 @@ class NeuralDetector(Detector):
             self._statistics["neighbours"] = codes_NL[spread.long().to(codes_NL.device)].float()
         if self.params.residual == "weighted":
             residuals = (part - self.decode(self.code(part)) for part in healthy_NF.split(PART_ROWS))
-            self._statistics["residual_variance"] = residual_variance(residuals, self.baselines.bins, INPUT_LIMIT)
+            self._statistics["residual_variance"] = residual_variance(residuals, self.width, INPUT_LIMIT)
         evidence = [self.evidence(part) for part in healthy_NF.split(PART_ROWS)]
         values = {
             "residual": [each.residual_BF.sum(1) for each in evidence],
@@ -302,7 +410,7 @@ class NeuralDetector(Detector):
         """Residuals and latent distance of rows in robust deviations."""
         code_BL = self.code(x_BF)
         output_BF = self.decode(code_BL)
-        residual_BF = self._residual(x_BF, output_BF).div_(self.baselines.bins)
+        residual_BF = self._residual(x_BF, output_BF).div_(self.width)
         away_BL = self._whitened(code_BL)
         if "neighbours" not in self._statistics:
             return Evidence(residual_BF, away_BL.square().sum(1), output_BF)
@@ -343,19 +451,19 @@ class NeuralDetector(Detector):
     def score_batch(self, spectra_BF: torch.Tensor, relative_BG: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """The score that the parameters name."""
         if self.params.score == "residual":  # the code's distance is not asked for
-            x_BF = relative_BG[:, :-1]
+            x_BF = self.rows_of(relative_BG)
             return self._residual(x_BF, self.decode(self.code(x_BF))).mean(1).double()
-        residual_B, latent_B = self._parts_of_score(self.evidence(relative_BG[:, :-1]))
+        residual_B, latent_B = self._parts_of_score(self.evidence(self.rows_of(relative_BG)))
         return residual_B + latent_B
 
     def explain_batch(self, spectra_BF: torch.Tensor, relative_BG: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Shares per bin: the residual's by the bins' own; the code's by how far it moves the output from the usual."""
-        x_BF = relative_BG[:, :-1]
+        x_BF = self.rows_of(relative_BG)
         evidence = self.evidence(x_BF)
         residual_B, latent_B = self._parts_of_score(evidence)
         moved_BF = (evidence.output_BF - self._usual(x_BF)).square()
         total: torch.Tensor = _shared(residual_B, evidence.residual_BF) + _shared(latent_B, moved_BF)
-        return total
+        return self.per_bin(total)
 
     @torch.inference_mode()
     def reconstruct(self, spectra_NF: FloatNF, code_N: np.ndarray) -> tuple[FloatN, FloatN]:
@@ -374,7 +482,7 @@ class NeuralDetector(Detector):
             ContractError: another number of bins than the detector was fitted on.
         """
         codes_NL = self._in_batches(
-            lambda _, relative_BG: self.code(relative_BG[:, :-1]), spectra_NF, code_N, (self.params.latent,)
+            lambda _, relative_BG: self.code(relative_BG[:, :-1]), spectra_NF, code_N, (self.params.latent,), None
         )
         return codes_NL.astype(np.float32)
 
@@ -409,6 +517,7 @@ class NeuralDetector(Detector):
     def restore(self, arrays: Arrays, settings: dict[str, Any]) -> None:
         """Load layers and statistics; a RuntimeError or KeyError where they do not fit."""
         self.params = type(self.params).model_validate(settings["params"])
+        self.modes = tuple(settings.get("modes", ()))
         self.build()
         tensors = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in arrays.items()}
         self.network.load_state_dict(_below(tensors, "network."))
@@ -417,7 +526,8 @@ class NeuralDetector(Detector):
 
     def settings(self) -> dict[str, Any]:
         """Parameters."""
-        return {"params": self.params.model_dump(mode="json")}
+        modes = {"modes": list(self.modes)} if self.modes else {}
+        return {"params": self.params.model_dump(mode="json")} | modes
 
 
 class _Watched:

@@ -34,6 +34,15 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def activate(name: Activation, x: torch.Tensor) -> torch.Tensor:
+    """The activation of this name.
+
+    >>> activate("relu", torch.tensor([-1.0, 2.0])).tolist()
+    [0.0, 2.0]
+    """
+    return _ACTIVATIONS[name](x)
+
+
 class DenseStack(nn.Module):
     """(B, first width) -> (B, last width): linear layers with the activation between them, none after the last.
 
@@ -50,7 +59,7 @@ class DenseStack(nn.Module):
         """The last layer's outputs."""
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            x = layer(x) if index == last else _ACTIVATIONS[self.activation](layer(x))
+            x = layer(x) if index == last else activate(self.activation, layer(x))
         return x
 
 
@@ -114,7 +123,7 @@ class ConvolutionalEncoder(nn.Module):
         x = functional.pad(x_BF[:, None], (0, self.padding), mode="replicate") if self.padding else x_BF[:, None]
         for index, layer in enumerate(self.layers):
             x = self.forms.convolved(index, cast(Convolution, layer), x, self.matrices)
-            x = _ACTIVATIONS[self.activation](x)
+            x = activate(self.activation, x)
         result: torch.Tensor = self.head(x.flatten(1))
         return result
 
@@ -144,12 +153,11 @@ class ConvolutionalDecoder(nn.Module):
 
     def forward(self, z_BL: torch.Tensor) -> torch.Tensor:
         """Reconstructions."""
-        activate = _ACTIVATIONS[self.activation]
-        x = activate(self.head(z_BL)).view(len(z_BL), self.first, self.length)
+        x = activate(self.activation, self.head(z_BL)).view(len(z_BL), self.first, self.length)
         for index, layer in enumerate(self.layers):
             x = self.forms.convolved(index, cast(Convolution, layer), x, self.matrices)
             if index + 1 < len(self.layers):
-                x = activate(x)
+                x = activate(self.activation, x)
         return x[:, 0, : self.bins]
 
 

@@ -5,11 +5,22 @@ Shape legend: N rows, B rows of a batch, F bins, L latent, D draws.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from pipeline.detectors.learned import SCORED_LIMIT, Evidence, NeuralDetector
+from pipeline.detectors.codes import (
+    PROJECTIONS_SEED,
+    activated,
+    layer_contraction,
+    only_layer,
+    projected_contraction,
+    sparsity,
+    winners,
+    winning,
+    winning_level,
+)
+from pipeline.detectors.learned import CODE_ROWS, SCORED_LIMIT, Evidence, NeuralDetector
 from pipeline.detectors.objectives import (
     CODE_LOG_VARIANCE,
     INPUT_LIMIT,
@@ -20,7 +31,8 @@ from pipeline.detectors.objectives import (
     kl_divergence,
     mean_loss,
 )
-from pipeline.params import AutoencoderParams, VaeParams
+from pipeline.engine import FeatureRows
+from pipeline.params import AutoencoderParams, NetworkParams, VaeParams
 
 ACTIVE_VARIANCE = 0.01  # over rows, of the mean of a code dimension that is in use (Burda et al., ICLR 2016, section 5)
 DRAWS_SEED = 20_140_114  # the same draws for every detector, row and machine
@@ -29,7 +41,12 @@ __all__ = ["AutoencoderDetector", "NeuralDetector", "VaeDetector"]
 
 
 class AutoencoderDetector(NeuralDetector):
-    """Autoencoder: the code that loses least, learned from rows that may be corrupted first (denoising)."""
+    """Autoencoder: the code that loses least, learned from rows that may be corrupted first (denoising).
+
+    What holds the code beside its width (`sparse`, `contractive`, `winner_take_all`) is a term of the loss per row and
+    bin, or, for winners, what the decoder gets to see: in training the largest values of a batch, in scores what
+    reaches the level that this share of training rows reaches, so that a row's score does not depend on its batch.
+    """
 
     name = "autoencoder"
     params: AutoencoderParams
@@ -43,11 +60,76 @@ class AutoencoderDetector(NeuralDetector):
         """The code."""
         return self.params.latent
 
+    @property
+    def compiles(self) -> bool:
+        """A deep encoder's contraction is a derivative itself, and compiled networks have no second ones."""
+        return self.params.contractive is None or only_layer(self.network.encoder) is not None
+
+    def build(self) -> None:
+        """Layers, and the levels that winners reach."""
+        super().build()
+        if self.params.winner_take_all is not None:
+            self.network.register_buffer("winning_level", torch.zeros(self.params.latent, device=self.device))
+
+    def activate(self, outputs_BO: torch.Tensor) -> torch.Tensor:
+        """The code, of winners alone where they take all."""
+        code_BL = activated(self.params.code_of, outputs_BO)
+        if self.params.winner_take_all is None:
+            return code_BL
+        return winning(code_BL, self.network.get_buffer("winning_level"))
+
     def loss(self, x_BF: torch.Tensor, epoch: int, noise: torch.Generator | None) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """Mean loss over bins and rows; what was corrupted must be restored."""
-        seen_BF = x_BF if noise is None else corrupted(x_BF, self.params.noise, noise)
-        output_BF = self.decode(self._encoded(seen_BF))
-        return {"loss": mean_loss(self.params.loss, x_BF, output_BF, self.network.bin_log_variance())}
+        """Mean loss over bins and rows, with what holds the code; what was corrupted must be restored."""
+        settings, held = self.params, dict[str, torch.Tensor]()
+        seen_BF = x_BF if noise is None else corrupted(x_BF, settings.noise, noise)
+        if settings.contractive is not None:
+            code_BL, contraction_B = self._contracted(seen_BF, settings.contractive.projections, noise)
+            held["contraction"] = settings.contractive.weight * contraction_B.mean()
+        else:
+            code_BL = activated(settings.code_of, self._encoded(seen_BF))
+        if settings.sparse is not None:
+            held["sparsity"] = settings.sparse.beta * sparsity(settings.code_of, code_BL, settings.sparse.target)
+        if settings.winner_take_all is not None:
+            code_BL = winners(code_BL, settings.winner_take_all.share)
+        loss = mean_loss(settings.loss, x_BF, self.decode(code_BL), self.network.bin_log_variance())
+        if not held:
+            return self._taught({"loss": loss}, noise)
+        terms = {name: value / self.width for name, value in held.items()}
+        return self._taught({"loss": loss + sum(terms.values()), "reconstruction": loss, **terms}, noise)
+
+    def _contracted(
+        self, seen_BF: torch.Tensor, projections: int, noise: torch.Generator | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes (B, L) and the squared norm (B,) of their Jacobian; an evaluation always has the same projections."""
+        layer, name = only_layer(self.network.encoder), self.params.code_of
+        if layer is not None:
+            code_BL = activated(name, self._encoded(seen_BF))
+            return code_BL, layer_contraction(name, layer.weight, code_BL)
+        signs = noise or torch.Generator(seen_BF.device).manual_seed(PROJECTIONS_SEED)
+        with torch.inference_mode(False), torch.enable_grad():
+            row_BF = seen_BF.clone().requires_grad_()
+            code_BL = activated(name, self._encoded(row_BF))
+            norm_B = projected_contraction(code_BL, row_BF, projections, signs, differentiable=noise is not None)
+        return code_BL, norm_B
+
+    def layer_settings(self, params: NetworkParams) -> dict[str, Any]:
+        """As of all networks, and what is applied to the code."""
+        return super().layer_settings(params) | {"code_activation": cast(AutoencoderParams, params).code_of}
+
+    def _is_regularised(self) -> bool:
+        return self.params.is_regularised
+
+    def _what_holds_a_code(self) -> str:
+        return "noise, sparse, contractive or winner_take_all"
+
+    def _fit_statistics(self, train: FeatureRows, healthy_NF: torch.Tensor) -> dict[str, Any]:
+        """As of all networks, after the levels that winners reach."""
+        if self.params.winner_take_all is not None:
+            step = max(1, len(train) // CODE_ROWS)
+            codes_NL = torch.cat([activated("relu", self._encoded(part[::step])) for part in train.parts()])
+            level_L = winning_level(codes_NL, self.params.winner_take_all.share)
+            self.network.get_buffer("winning_level").copy_(level_L)
+        return super()._fit_statistics(train, healthy_NF)
 
 
 class VaeDetector(NeuralDetector):
@@ -96,7 +178,7 @@ class VaeDetector(NeuralDetector):
             reconstruction = mean_loss(self.params.loss, x_BF, output_BF, self.network.bin_log_variance())
             beta = self.params.beta * self._annealed(epoch)
         kl = kl_divergence(mean_BL, log_variance_BL).sum() / x_BF.numel()
-        return {"loss": reconstruction + beta * kl, "reconstruction": reconstruction, "kl": kl}
+        return self._taught({"loss": reconstruction + beta * kl, "reconstruction": reconstruction, "kl": kl}, noise)
 
     def _annealed(self, epoch: int) -> float:
         settings = self.params

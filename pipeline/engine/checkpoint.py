@@ -65,6 +65,8 @@ def fingerprint(
     for part in rows.parts():
         digest.update(_bytes(part.sum(0, dtype=torch.float64)))
     digest.update(_bytes(rows.features[:: max(1, len(rows) // PROBED_ROWS)]))
+    if rows.window is not None:
+        digest.update(_bytes(rows.window.sum(0)))
     digest.update(_bytes(validation.sum(0, dtype=torch.float64)))
     return digest.hexdigest()
 

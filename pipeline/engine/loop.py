@@ -158,7 +158,7 @@ class _Training:
                 picked = chunk.order[begin : begin + state.batch_rows]
                 self.schedule.set(epoch - 1 + seen / rows)
                 try:
-                    terms = self._step(chunk.source.index_select(0, picked), epoch, noise)
+                    terms = self._step(chunk.take(begin, begin + len(picked)), epoch, noise)
                 except torch.OutOfMemoryError:
                     terms = None
                 if terms is None:  # outside of the handler, which holds on to the memory of the step

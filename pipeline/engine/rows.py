@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +31,22 @@ IntN = npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows in the order in which they train: `source.index_select(0, order)`, without making that copy."""
+    """Rows in the order in which they train: `take` of all of them, without making that copy.
+
+    With `window` (N, W) each is all the rows of `source` that its window holds, one after the other.
+    """
 
     source: torch.Tensor
     order: torch.Tensor
+    window: torch.Tensor | None = None
+
+    def take(self, begin: int, end: int) -> torch.Tensor:
+        """Rows from one place of the order to before another."""
+        picked = self.order[begin:end]
+        if self.window is None:
+            return self.source.index_select(0, picked)
+        rows = self.window.index_select(0, picked)
+        return self.source.index_select(0, rows.flatten()).view(len(rows), -1)
 
 
 @dataclass(frozen=True)
@@ -46,12 +58,20 @@ class FeatureRows:
     (3, 2, False)
     >>> [chunk.source.index_select(0, chunk.order).shape for chunk in rows.epoch(seed=1, batch_rows=2)]
     [torch.Size([3, 2])]
+    >>> rows.in_windows(np.array([[0, 0], [0, 1], [1, 2]])).every(2).tolist()
+    [[0.0, 1.0, 0.0, 1.0], [2.0, 3.0, 4.0, 5.0]]
     """
 
     features: torch.Tensor  # (N, F) on the device, or a map of the scratch file
     device: torch.device
     starts_K: npt.NDArray[np.int64]  # first row of each block
     streamed: bool
+    window: torch.Tensor | None = None  # (N, W) rows that train together, as one row of W * F numbers
+
+    def in_windows(self, window_NW: npt.NDArray[np.int64]) -> FeatureRows:
+        """The same rows, of which each trains with those of its window, gathered batch by batch."""
+        place = torch.from_numpy(window_NW)
+        return replace(self, window=place if self.streamed else place.to(self.device))
 
     @classmethod
     def resident(cls, features_NF: torch.Tensor, hour_N: IntN | None = None) -> FeatureRows:
@@ -117,13 +137,22 @@ class FeatureRows:
 
     @property
     def bins(self) -> int:
-        """F."""
-        return int(self.features.shape[1])
+        """F, or W * F of windows."""
+        return int(self.features.shape[1]) * (1 if self.window is None else int(self.window.shape[1]))
 
     def parts(self, rows: int = PART_ROWS) -> Iterator[torch.Tensor]:
         """All rows in their own order, as tensors (n, F) on the device."""
-        for part in self.features.split(rows):
-            yield part.to(self.device)
+        for begin in range(0, len(self), rows):
+            yield self._at(slice(begin, begin + rows))
+
+    def every(self, step: int) -> torch.Tensor:
+        """Each so manieth row (n, F), on the device."""
+        return self._at(slice(None, None, step))
+
+    def _at(self, rows: slice) -> torch.Tensor:
+        if self.window is None:
+            return self.features[rows].to(self.device)
+        return self.features[self.window[rows]].flatten(1).to(self.device)
 
     def epoch(self, seed: int, batch_rows: int) -> Iterator[Chunk]:
         """All rows once, in an order that the seed alone decides; chunks hold whole batches, but the last.
@@ -139,7 +168,7 @@ class FeatureRows:
             for first, length in pieces:
                 rows = torch.from_numpy(_expand(first, length)).to(self.device)
                 mixed = torch.randperm(len(rows), generator=shuffle, device=self.device)
-                yield Chunk(self.features, rows.index_select(0, mixed))
+                yield Chunk(self.features, rows.index_select(0, mixed), self.window)
             return
         with ThreadPoolExecutor(1, "hearken-chunks") as reader:
             coming = [reader.submit(self._read, *pieces[0])] if pieces else []
@@ -151,7 +180,11 @@ class FeatureRows:
 
     def _read(self, first: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> torch.Tensor:
         chunk = torch.empty((int(length.sum()), self.bins), pin_memory=self.device.type == "cuda")
-        np.take(self.features.numpy(), _expand(first, length), axis=0, out=chunk.numpy(), mode="clip")
+        rows = _expand(first, length)
+        if self.window is not None:
+            rows = self.window.numpy()[rows].reshape(-1)
+        out = chunk.numpy().reshape(len(rows), -1)
+        np.take(self.features.numpy(), rows, axis=0, out=out, mode="clip")
         return chunk.to(self.device, non_blocking=True)
 
 

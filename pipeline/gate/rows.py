@@ -21,11 +21,11 @@ from pipeline.errors import ContractError
 from pipeline.evaluate import events_of
 from pipeline.judging.judged import Event, iso
 from pipeline.log_status import LOG_STATUSES, LogStatus
-from pipeline.params import SplitParams, ValidateParams
+from pipeline.params import SplitParams, TrainParams, ValidateParams
 from pipeline.plant_log import SOUND, PlantLog
 from pipeline.recent_rows import row_quality
 from pipeline.release import Release
-from pipeline.roles import boundaries_of, unseen_machines
+from pipeline.roles import boundaries_of, teaching, unseen_machines
 from pipeline.row_counts import OK, STATUSES, SUSPECT
 from pipeline.rows import Rows, has_role, rows_without_spectra
 from pipeline.schema import (
@@ -235,11 +235,13 @@ def _gate_rows(
 
 
 def _sorted_out(releases: Sequence[Release], failures: pa.Table, machines: Sequence[str]) -> tuple[set[str], set[str]]:
-    """Failures that no side was tuned on, and tune failures that all were tuned on, or none."""
+    """Failures that no side was tuned on, and tune failures that all were tuned on, or none, and that taught none."""
     tune_K = np.array([role == Role.TUNE for role in failures["role"].to_pylist()], bool)
     time_us_K, machine_K = times_us(failures["time"]), failures["machine_id"].to_pylist()
     tuned_RK = []
+    taught_K = np.zeros(len(tune_K), bool)
     for release in releases:
+        taught_K |= teaching(failures, TrainParams.model_validate(release.manifest["params"]["train"]).teaching_share)
         split = SplitParams.model_validate(release.manifest["params"]["split"])
         unseen_M = unseen_machines(machines, split.unseen_machine_share)
         held = {machine for machine, unseen in zip(machines, unseen_M, strict=True) if unseen}
@@ -249,4 +251,4 @@ def _sorted_out(releases: Sequence[Release], failures: pa.Table, machines: Seque
     none_K = ~np.any(tuned_RK, axis=0)
     all_K = np.all(tuned_RK, axis=0)
     ids = np.array(failures["failure_id"].to_pylist(), dtype=object)
-    return set(ids[none_K].tolist()), set(ids[tune_K & (none_K | all_K)].tolist())
+    return set(ids[none_K].tolist()), set(ids[tune_K & (none_K | all_K) & ~taught_K].tolist())
