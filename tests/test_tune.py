@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from flows.params_edit import with_values
@@ -115,6 +116,14 @@ class TestWithDvc:
         assert before[0].strip() == "M params.yaml"
         assert not (folder / "dvc.lock").exists()
         assert not (folder / "metrics").exists()
+
+    def test_no_worker_of_the_queue_is_left(self, searched: Any) -> None:
+        left = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if "queue-worker" in process.cmdline() and Path(process.cwd()).is_relative_to(searched[0]):
+                    left.append(process)
+        assert not left
 
     def test_the_winner_is_applied_and_comments_stay(self, searched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         folder, _, _ = searched

@@ -32,6 +32,7 @@ CLONE = "tune"
 TARGET = "evaluate"  # figures stand after it; a search needs no release and no report
 NOW = "now"  # the present settings
 LOOK_SECONDS, LATEST_SECONDS = 1.0, 20.0  # between looks at the repository, and at the queue
+WORKER_SECONDS = 10.0  # for workers without work to end by themselves
 LINE = re.compile(r"^[0-9a-f]{7}\s+(?P<name>\S+)\s.*\s(?P<state>Queued|Running|Success|Failed)\s*$")
 Say = Callable[[str], None]
 
@@ -171,6 +172,21 @@ def run_queue(workspace: Workspace, names: Sequence[str], jobs: int, say: Say) -
     except BaseException:
         stop_queue(workspace)
         raise
+    finally:
+        end_workers(workspace)
+
+
+def end_workers(workspace: Workspace) -> None:
+    """End the queue's workers once nothing is left to do: DVC's end by themselves soon, but not always."""
+    workers = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if Path(process.cwd()) == workspace.folder.resolve() and "queue-worker" in process.cmdline():
+                workers.append(process)
+    _, left = psutil.wait_procs(workers, timeout=WORKER_SECONDS)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def _start(workspace: Workspace, jobs: int) -> None:
