@@ -20,7 +20,7 @@ import torch
 from pipeline.base_release import base_network
 from pipeline.detectors import Detector, Fitting, RowOrder, TrainingRows, choose_device, fit_baselines, make_detector
 from pipeline.detectors.base import write_history
-from pipeline.engine import choose_precision, discard
+from pipeline.engine import Processes, choose_precision, discard, joined
 from pipeline.errors import ContractError, UserError, run_reporting_errors
 from pipeline.params import NEURAL_DETECTORS, Params, TrainParams, load_params
 from pipeline.rows import RowKeys, Rows, has_role, load_conditions
@@ -168,8 +168,11 @@ def run(name: str, params: Params, root: Path) -> None:
     home = root / ".hearken"  # beside what DVC removes before a run
     material = material_in(raw, split, selected, fleet.bins, keys, time_us_N, parts, home / "scratch")
 
+    processes = Processes.here()
+
     def say(line: str) -> None:
-        print(f"progress train@{name}: {line}", flush=True)
+        if processes.leads:
+            print(f"progress train@{name}: {line}", flush=True)
 
     traces = home / "training" / name
     fitting = replace(
@@ -189,6 +192,8 @@ def run(name: str, params: Params, root: Path) -> None:
         failures = read_table(raw / "failures.parquet", schema=FAILURE_SCHEMA)
         teaching = teaching_in(raw, split, failures, fleet.bins, params.train.baseline.conditions_from)
     detector, history = fit_detector(name, material, fleet, params.train, fitting, teaching)
+    if not processes.leads:
+        return
     with atomic_folder(root / "data/models" / name) as folder:
         detector.save(folder)
         write_history(folder, history)
@@ -222,7 +227,8 @@ def main() -> None:
     """Command line of the stage."""
     if len(sys.argv) != 2:
         raise UserError("train: got no detector, expected: python -m pipeline.train DETECTOR")
-    run(sys.argv[1], load_params(), Path())
+    with joined():
+        run(sys.argv[1], load_params(), Path())
 
 
 if __name__ == "__main__":

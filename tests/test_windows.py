@@ -129,7 +129,7 @@ class TestGathering:
             np.testing.assert_array_equal(torch.cat(list(kept.parts(100))), expected)
         epochs = {}
         for resident, kept in rows.items():
-            epochs[resident] = torch.cat([chunk.take(0, len(chunk.order)) for chunk in kept.epoch(5, 64)])
+            epochs[resident] = torch.cat([chunk.take(chunk.order) for chunk in kept.epoch(5, 64)])
         np.testing.assert_array_equal(epochs[True], epochs[False])
         np.testing.assert_array_equal(np.unique(epochs[True], axis=0), np.unique(expected, axis=0))
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+from pipeline.detectors.base import Fitting, TrainingRows
 from pipeline.detectors.codes import (
     PROJECTIONS_SEED,
     activated,
@@ -31,7 +32,8 @@ from pipeline.detectors.objectives import (
     kl_divergence,
     mean_loss,
 )
-from pipeline.engine import FeatureRows
+from pipeline.engine import FeatureRows, Processes
+from pipeline.errors import UserError
 from pipeline.params import AutoencoderParams, NetworkParams, VaeParams
 
 ACTIVE_VARIANCE = 0.01  # over rows, of the mean of a code dimension that is in use (Burda et al., ICLR 2016, section 5)
@@ -115,6 +117,18 @@ class AutoencoderDetector(NeuralDetector):
     def layer_settings(self, params: NetworkParams) -> dict[str, Any]:
         """As of all networks, and what is applied to the code."""
         return super().layer_settings(params) | {"code_activation": cast(AutoencoderParams, params).code_of}
+
+    def fit(self, rows: TrainingRows, fitting: Fitting) -> dict[str, Any]:
+        """As of all networks.
+
+        Raises:
+            UserError: several processes, and an objective that counts over a whole batch.
+        """
+        of_a_batch = [name for name in ("sparse", "winner_take_all") if getattr(self.params, name) is not None]
+        if of_a_batch and (count := Processes.here().count) > 1:
+            got = f"{count} processes with train.{self.name}.{of_a_batch[0]}"
+            raise UserError(f"train: got {got}, which counts over whole batches; expected one process.")
+        return super().fit(rows, fitting)
 
     def _is_regularised(self) -> bool:
         return self.params.is_regularised

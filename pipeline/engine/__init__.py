@@ -5,7 +5,19 @@ from __future__ import annotations
 from pipeline.engine.checkpoint import discard
 from pipeline.engine.loop import train_network
 from pipeline.engine.precision import Precision, autocast, choose_precision
+from pipeline.engine.processes import Processes, joined
 from pipeline.engine.rows import FeatureRows
 from pipeline.engine.run import Loss, Run
 
-__all__ = ["FeatureRows", "Loss", "Precision", "Run", "autocast", "choose_precision", "discard", "train_network"]
+__all__ = [
+    "FeatureRows",
+    "Loss",
+    "Precision",
+    "Processes",
+    "Run",
+    "autocast",
+    "choose_precision",
+    "discard",
+    "joined",
+    "train_network",
+]

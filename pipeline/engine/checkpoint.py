@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from pipeline.engine.processes import Processes
 from pipeline.engine.rows import FeatureRows
 from pipeline.engine.run import Run
 from pipeline.params import OptimiserParams
@@ -57,6 +58,7 @@ def fingerprint(
         settings.model_dump(mode="json"),
         [run.seed, run.device.type, run.precision, run.compile, run.fine_tunes, run.key],
         [torch.__version__, torch.get_num_threads(), repr(network)],
+        Processes.here().count,
         [len(rows), rows.bins, len(validation), rows.starts_K[:2].tolist(), len(rows.starts_K)],
     ]
     digest.update(json.dumps(facts, sort_keys=True).encode())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from pipeline.engine import checkpoint
 from pipeline.engine.checkpoint import State, Tensors
 from pipeline.engine.optimisers import Schedule, make_optimiser
 from pipeline.engine.precision import autocast
+from pipeline.engine.processes import Processes, shared_loss
 from pipeline.engine.progress import LiveFigures, TrainingProgress
 from pipeline.engine.rows import PART_ROWS, FeatureRows, refuse_non_finite
-from pipeline.engine.run import Loss, Run
+from pipeline.engine.run import Loss, Run, silent
 from pipeline.errors import HearkenError
 from pipeline.params import OptimiserParams
 
@@ -77,8 +79,12 @@ class _Training:
         settings: OptimiserParams,
         run: Run,
     ) -> None:
+        self.processes = Processes.here()
+        if not self.processes.leads:
+            run = replace(run, live=None, say=silent)
         self.network, self.loss, self.rows, self.validation = network, loss, rows, validation
         self.settings, self.run = settings, run
+        self.shared_loss = shared_loss(network, loss, self.processes)
         self.optimiser = make_optimiser(network.parameters(), settings)
         self.schedule = Schedule(self.optimiser, settings)
         self.batch_rows = min(settings.batch_rows, max(MIN_BATCH, len(rows) // MIN_STEPS))  # that the order is dealt in
@@ -102,7 +108,7 @@ class _Training:
                 if entry is not None:
                     live.log(entry)
                     progress.validated(entry, last=bool(self.state.stopped))
-                if self.folder is not None and self.best:
+                if self.folder is not None and self.best and self.processes.leads:
                     checkpoint.save(self.folder, self.mark, self.state, self.network, self.best, self.optimiser)
         live.close()
         if not self.best:
@@ -126,6 +132,7 @@ class _Training:
         means = self._train(epoch, progress)
         progress.trained()
         watched = self._validate() if len(self.validation) else means
+        watched["loss"] = self.processes.of_the_first(watched["loss"], self.run.device)
         if not (math.isfinite(means["loss"]) and math.isfinite(watched["loss"])):
             self._not_finite(epoch, means["loss"], watched["loss"])
             return None
@@ -145,8 +152,8 @@ class _Training:
 
     def _train(self, epoch: int, progress: TrainingProgress) -> dict[str, float]:
         """Mean of each term over the rows of an epoch; NaN as soon as the loss is not finite."""
-        run, rows, state = self.run, len(self.rows), self.state
-        noise = torch.Generator(run.device).manual_seed(_seed(run.seed, NOISE, epoch))
+        run, rows, state, processes = self.run, len(self.rows), self.state, self.processes
+        noise = torch.Generator(run.device).manual_seed(_seed(run.seed, NOISE, epoch) + processes.rank)
         torch.manual_seed(_seed(run.seed, LAYERS, epoch))  # for layers that draw by themselves
         self.network.train()
         names: tuple[str, ...] = ()
@@ -157,28 +164,39 @@ class _Training:
             while begin < len(chunk.order):
                 picked = chunk.order[begin : begin + state.batch_rows]
                 self.schedule.set(epoch - 1 + seen / rows)
+                mine = processes.part(picked)
+                weight = len(mine) * processes.count / len(picked) if len(picked) >= processes.count else 1.0
                 try:
-                    terms = self._step(chunk.take(begin, begin + len(picked)), epoch, noise)
+                    terms = self._step(chunk.take(mine), epoch, noise, weight)
                 except torch.OutOfMemoryError:
+                    if processes.count > 1:  # the others are in the middle of the same step
+                        raise
                     terms = None
                 if terms is None:  # outside of the handler, which holds on to the memory of the step
                     state.batch_rows = self._halved(state.batch_rows)
                     continue
                 if not names:
                     names, sums = tuple(terms), torch.zeros(len(terms), dtype=torch.float64, device=run.device)
+                counted = len(picked) * weight / processes.count
                 values = list(terms.values())  # summed on the device: no synchronisation per step
-                sums.add_(torch.stack(values).detach() if len(values) > 1 else values[0].detach(), alpha=len(picked))
+                sums.add_(
+                    torch.stack(values).detach() if len(values) > 1 else values[0].detach(),
+                    alpha=counted,
+                )
                 begin, seen = begin + len(picked), seen + len(picked)
                 progress.batch(len(picked))
-            if not torch.isfinite(sums).all():
+            if not torch.isfinite(processes.summed(sums.clone())).all():
                 break
-        return dict(zip(names, (sums / max(1, seen)).tolist(), strict=True))
+        return dict(zip(names, (processes.summed(sums) / max(1, seen)).tolist(), strict=True))
 
-    def _step(self, batch_BF: torch.Tensor, epoch: int, noise: torch.Generator) -> dict[str, torch.Tensor]:
+    def _step(
+        self, batch_BF: torch.Tensor, epoch: int, noise: torch.Generator, weight: float
+    ) -> dict[str, torch.Tensor]:
+        """One step; `weight` makes the mean over processes the mean over the rows of all of them."""
         self.optimiser.zero_grad(set_to_none=True)
         with autocast(self.run.device, self.run.precision):
-            terms = self.loss(batch_BF, epoch, noise)
-        terms["loss"].backward()
+            terms = self.shared_loss(batch_BF, epoch, noise)
+        (terms["loss"] if weight == 1.0 else weight * terms["loss"]).backward()
         self.optimiser.step()
         return terms
 

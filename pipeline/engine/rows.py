@@ -40,9 +40,8 @@ class Chunk:
     order: torch.Tensor
     window: torch.Tensor | None = None
 
-    def take(self, begin: int, end: int) -> torch.Tensor:
-        """Rows from one place of the order to before another."""
-        picked = self.order[begin:end]
+    def take(self, picked: torch.Tensor) -> torch.Tensor:
+        """Rows of a part of the order."""
         if self.window is None:
             return self.source.index_select(0, picked)
         rows = self.window.index_select(0, picked)

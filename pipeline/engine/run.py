@@ -17,7 +17,7 @@ The second argument is the epoch, from 1; the third the noise of training, None 
 """
 
 
-def _silent(_line: str) -> None:
+def silent(_line: str) -> None:
     """Told lines, and keeps none."""
 
 
@@ -35,7 +35,7 @@ class Run:
     seed: int
     device: torch.device
     precision: Precision = "float32"
-    say: Callable[[str], None] = _silent
+    say: Callable[[str], None] = silent
     checkpoint: Path | None = None
     live: Path | None = None
     key: str = ""
