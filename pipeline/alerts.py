@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.params import PolicyParams
-from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, BoolN, IntN
+from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, MICROSECONDS_PER_MINUTE, BoolN, IntN
 
-MINUTE = 60_000_000
+MINUTE = MICROSECONDS_PER_MINUTE
 MachineN = npt.NDArray[np.int32]
 
 

@@ -22,9 +22,7 @@ from pipeline.landing import Source
 from pipeline.maintenance import horizons, share_of
 from pipeline.params import IngestParams, SplitParams
 from pipeline.roles import boundaries_of
-from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, IntN, codes_and_names, times_us
-
-MICROSECONDS_PER_MINUTE = MICROSECONDS_PER_HOUR // 60
+from pipeline.schema import MICROSECONDS_PER_HOUR, MICROSECONDS_PER_MINUTE, BoolN, IntN, codes_and_names, times_us
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ BoolN = npt.NDArray[np.bool_]
 MACHINE = pa.dictionary(pa.int32(), pa.string())
 TEXT = pa.dictionary(pa.int16(), pa.string())
 TIME = pa.timestamp("us", tz="UTC")
-MICROSECONDS_PER_HOUR = 3_600_000_000
+MICROSECONDS_PER_MINUTE = 60_000_000
+MICROSECONDS_PER_HOUR = 60 * MICROSECONDS_PER_MINUTE
 MICROSECONDS_PER_DAY = 24 * MICROSECONDS_PER_HOUR
 
 

@@ -1,7 +1,7 @@
 """Known results: small coders of the project's dense layers, with sparse codes or a head that learns labels beside.
 
-Everything trains in the project's own loop. The sparse and the supervised term stand here because these reproductions
-are their only users.
+Everything trains in the project's own loop, and codes are made sparse as the project makes them. The supervised term
+stands here, as the published one weighs the reconstruction against the labels.
 
 Shape legend: N rows, B rows of a batch, F inputs, L units of the code, K classes.
 """
@@ -9,19 +9,18 @@ Shape legend: N rows, B rows of a batch, F inputs, L units of the code, K classe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline.detectors import codes
 from pipeline.detectors.networks import Activation, DenseStack
 from pipeline.engine import FeatureRows, Run, train_network
 from pipeline.params import OptimiserParams
 
-CodeActivation = Literal["identity", "tanh"]
 Loss = Callable[[torch.Tensor, int, torch.Generator | None], dict[str, torch.Tensor]]
-TOUCHES = 1e-6  # a mean activation is kept so far from its ends: there the divergence is infinite
 PART_ROWS = 8192
 
 
@@ -45,7 +44,7 @@ class Coder(nn.Module):
         widths: Sequence[int],
         activation: Activation,
         *,
-        code_activation: CodeActivation = "identity",
+        code_activation: codes.CodeActivation = "identity",
         head: Sequence[int] = (),
         seed: int,
     ) -> None:
@@ -61,7 +60,7 @@ class Coder(nn.Module):
     def code(self, x_BF: torch.Tensor) -> torch.Tensor:
         """(B, L)."""
         raw_BL: torch.Tensor = self.encoder(x_BF)
-        return torch.tanh(raw_BL) if self.code_activation == "tanh" else raw_BL
+        return codes.activated(self.code_activation, raw_BL)
 
     def logits(self, code_BL: torch.Tensor) -> torch.Tensor:
         """(B, K) of the head."""
@@ -77,10 +76,7 @@ class Coder(nn.Module):
 
 
 def sparsity(code_BL: torch.Tensor, target: float) -> torch.Tensor:
-    """KL divergence of the wanted from the mean activation, summed over the units of a tanh code; a number.
-
-    Activations in (-1, 1) are shares of it: rho = (1 + target) / 2 and p = (1 + mean) / 2 (Ng, Sparse autoencoder,
-    CS294A lecture notes 2011, section 3, for the logistic function).
+    """The project's divergence of a tanh code's mean activations from a target between -1 and 1; a number.
 
     >>> float(sparsity(torch.tensor([[-0.1], [-0.1]]), -0.1))
     0.0
@@ -89,9 +85,7 @@ def sparsity(code_BL: torch.Tensor, target: float) -> torch.Tensor:
     """
     if not -1 < target < 1:
         raise ValueError(f"got target={target}, expected -1 < target < 1")
-    wanted = (1 + target) / 2
-    share_L = ((1 + code_BL.mean(0)) / 2).clamp(TOUCHES, 1 - TOUCHES)
-    return (wanted * (wanted / share_L).log() + (1 - wanted) * ((1 - wanted) / (1 - share_L)).log()).sum()
+    return codes.sparsity("tanh", code_BL, target)
 
 
 def supervised(

@@ -134,13 +134,22 @@ def end_orphans(workspace: Workspace) -> list[int]:
 
     They work in the folders that DVC makes for experiments, where nobody else does while the clone is held.
     """
-    place, ended = (workspace.folder / ".dvc" / "tmp" / "exps").resolve(), []
+    ended = []
+    for process in _processes_below(workspace.folder / ".dvc" / "tmp" / "exps"):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+            ended.append(process.pid)
+    return ended
+
+
+def _processes_below(place: Path) -> list[psutil.Process]:
+    """Other processes that work in a folder or below it."""
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if Path(process.cwd()).is_relative_to(place) and process.pid != os.getpid():
-                process.kill()
-                ended.append(process.pid)
-    return ended
+            if Path(process.cwd()).is_relative_to(place.resolve()) and process.pid != os.getpid():
+                found.append(process)
+    return found
 
 
 def queue_of(workspace: Workspace) -> dict[str, str]:
@@ -179,9 +188,9 @@ def run_queue(workspace: Workspace, names: Sequence[str], jobs: int, say: Say) -
 def end_workers(workspace: Workspace) -> None:
     """End the queue's workers once nothing is left to do: DVC's end by themselves soon, but not always."""
     workers = []
-    for process in psutil.process_iter():
+    for process in _processes_below(workspace.folder):
         with contextlib.suppress(psutil.Error):
-            if Path(process.cwd()) == workspace.folder.resolve() and "queue-worker" in process.cmdline():
+            if "queue-worker" in process.cmdline():
                 workers.append(process)
     _, left = psutil.wait_procs(workers, timeout=WORKER_SECONDS)
     for process in left:

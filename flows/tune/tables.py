@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -128,12 +128,3 @@ def _figure(value: float | None) -> str:
 
 def _shown(value: Any) -> str:
     return escape(printable(str(value)))
-
-
-def plain(values: Mapping[str, Any]) -> str:
-    """Settings in a line.
-
-    >>> plain({"train.vae.beta": 0.1})
-    'train.vae.beta=0.1'
-    """
-    return ", ".join(f"{key}={value}" for key, value in values.items())

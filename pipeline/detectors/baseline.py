@@ -258,7 +258,8 @@ def _describe_keys(features_NG: FloatNF, keys: RowKeys, time_us_N: IntN | None) 
         stretches = Stretches.of(key_N, time_us_N)
         likeness = likeness_within(features_NG, stretches, location_KG, scale_KG)
         fair_N = stretches.fair_N(likeness)
-        looks_K = Stretches.of(key_N[fair_N], time_us_N[fair_N]).looks_K(likeness)
+        kept = stretches if fair_N.all() else Stretches.of(key_N[fair_N], time_us_N[fair_N])
+        looks_K = kept.looks_K(likeness)
         for key in np.unique(key_N[~fair_N]).tolist():
             mine = groups[key][1]
             location_KG[key], scale_KG[key] = robust(features_NG[_thinned(mine[fair_N[mine]])])

@@ -6,7 +6,6 @@ Shape legend: B rows of a batch, F bins, L latent, T rows that teach, K failure 
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,8 +77,7 @@ def sparsity(name: CodeActivation, code_BL: torch.Tensor, target: float) -> torc
     if name == "tanh":
         mean_L, rho = (mean_L + 1) / 2, (target + 1) / 2
     mean_L = mean_L.clamp(LEAST_MEAN, 1 - LEAST_MEAN)
-    entropy = rho * math.log(rho) + (1 - rho) * math.log(1 - rho)
-    divergence_L = entropy - rho * mean_L.log() - (1 - rho) * (1 - mean_L).log()
+    divergence_L = rho * (rho / mean_L).log() + (1 - rho) * ((1 - rho) / (1 - mean_L)).log()
     return divergence_L.sum()
 
 
