@@ -6,14 +6,16 @@ months, and single minutes (`--looks-share` of the rows), through the project's 
 train); then 35 days calibrate and the last 71 judge, a horizon of seven days between them. Everything after training
 is streamed: spectra are made by machine and day, scored by every detector, and dropped.
 
-- `calibration`: an hour of each of some machine-days that the log calls healthy; tail tables and percentiles.
+- `calibration`: single minutes of some days of every machine that the log calls healthy; levels, tail tables and
+  percentiles.
 - `budget`: other whole machine-days of the same weeks; thresholds and policies keep their budget here (12 false page
   episodes a day for 600 machines), and rates of exchangeable weeks are counted here.
 - `tune`: the seven days before failures that choose each detector's policy.
 - `test`: the seven days before other failures, positive from the true onset, and whole machine-days that are healthy in
   truth, spread over machines and weeks. Nothing here sets anything.
 
-A policy and a threshold belong together: for each k of n the lowest threshold whose 90 % upper bound of false episodes
+Levels, a policy and a threshold belong together: for each k of n, with healthy scores of each machine brought to the
+fleet's level (`calibrate.levels: machine`) and without, the lowest threshold whose 90 % upper bound of false episodes
 on `budget` stays within the budget; of these the one that catches the most tune failures. Bounds are exact Poisson, in
 quasi-Poisson form where the counts of machines vary more than that. Some machine-days that the log calls healthy are
 not, and pages there use up the budget; `--confirmed` leaves them out, as where a crew has confirmed each such page. An
@@ -43,7 +45,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,7 @@ from pipeline.ingest import ingest
 from pipeline.intervals import rate_with_interval, wilson
 from pipeline.judging.judged import Event, Outcome
 from pipeline.judging.outcomes import caught_by_chance, only_caught, outcome_at
+from pipeline.levels import group_levels
 from pipeline.log_status import LOG_STATUSES, Intervals, LogStatus, log_status
 from pipeline.log_status import Timeline as LogTimeline
 from pipeline.measure import load_detectors, measure
@@ -119,9 +122,11 @@ CONFIDENCE = 0.9
 FAILURES_PER_JUDGED, SPARE_FAILURES = 3, 6  # of the plan, for each that tunes or tests: others lie before or between
 POLICIES = ((1, 1), (3, 5), (12, 20), (60, 120), (180, 360))  # k of n rows
 GAP_MINUTES, WINDOW_SLACK = 30.0, 1.5  # rows are lost: a window holds half as many again as it needs
-LEVELS = np.r_[np.linspace(0.5, 0.99, 50), 1 - np.geomspace(0.01, 1e-7, 100)]  # at which thresholds are looked for
+LEVELS_OF = ("fleet", "machine")  # as `calibrate.levels`
+CANDIDATES = np.r_[np.linspace(0.5, 0.99, 50), 1 - np.geomspace(0.01, 1e-7, 100)]  # at which thresholds are looked for
 FEW = 1  # false episodes that count as within a budget too small to be shown
 LOOK_DAYS = 60  # of each machine that single minutes are heard on: a day's rows are made whole to hear one of them
+CALIBRATION_LOOK_DAYS = 12  # of those that calibrate
 PIECE_ROWS = 200_000
 THREADS = 2
 DAY = MICROSECONDS_PER_DAY
@@ -141,12 +146,13 @@ class Setup:
     train_rows: int = 1_800_000
     looks_share: float = IngestParams().looks_share  # of the rows that train, in single minutes
     hours: str = "machine"  # whole ones that train: each machine's own, or the same of all (`fleet`)
-    calibration_hours: int = 2_400
+    calibration_hours: int = 2_400  # as many rows, in single minutes
     budget_days: int = 900
     healthy_days: int = 1_800
     tune_failures: int = 28
     test_failures: int = 28
     epochs: int | None = None  # of the networks, at most; None: what params.yaml says
+    levels: tuple[str, ...] = LEVELS_OF  # whose healthy scores are brought to one level; tune failures choose
     detectors: tuple[str, ...] = DETECTORS
 
     @property
@@ -181,7 +187,7 @@ class Setup:
         """What scores depend on, with the settings of params.yaml that they depend on, as a short hash."""
         params = load_params(ROOT / "params.yaml")
         parts: list[Any] = [
-            asdict(self),
+            {name: value for name, value in asdict(self).items() if name != "levels"},
             *(section.model_dump(mode="json") for section in (params.train, params.clean)),
         ]
         parts += [params.seed, physics_hash()]
@@ -413,7 +419,8 @@ def plan(plant: Plant) -> Plan:
     tunes = taken_in_turn(rest, setup.tune_failures, rng, "tune failures")
 
     by_log = days_without(plant.known_work(horizons=True), setup.machines, int(begin), int(end))
-    early = spread(by_log, setup.calibration_hours + setup.budget_days, rng, "calibration")
+    looks = CALIBRATION_LOOK_DAYS * setup.machines
+    early = spread(by_log, looks + setup.budget_days, rng, "calibration")
     early = [early[index] for index in rng.permutation(len(early))]
     in_truth = plant.true_trouble() + plant.true_work() + plant.known_work(horizons=False)
     free = days_without(in_truth, setup.machines, int(np.ceil(setup.test[0])), int(setup.days))
@@ -421,18 +428,18 @@ def plan(plant: Plant) -> Plan:
     healthy = [(machine, int(np.ceil(setup.test[0])) + day) for machine, day in healthy]
 
     ill = ~days_without(plant.true_trouble(), setup.machines, int(begin), int(end))
-    hours, days = [], []
+    minutes, days = [], []
     for index, (machine, day) in enumerate(early):
-        faulty = bool(ill[machine, day])
-        if index < setup.calibration_hours:
-            hour = int(begin) + day + int(rng.integers(24)) / 24
-            hours.append(Stretch(machine, hour, hour + 1 / 24, index, ill=faulty))
+        faulty, at = bool(ill[machine, day]), int(begin) + day
+        if index < looks:
+            heard = _minutes_of_day(at, max(1, round(setup.calibration_hours * 60 / looks)), rng)
+            minutes.append(Stretch(machine, at, at + 1, index, ill=faulty, minutes=heard))
         else:
-            days.append(Stretch(machine, int(begin) + day, int(begin) + day + 1, index, ill=faulty))
+            days.append(Stretch(machine, at, at + 1, index, ill=faulty))
     return Plan(
         training=_training(plant, rng),
         parts={
-            "calibration": Part(tuple(hours)),
+            "calibration": Part(tuple(minutes)),
             "budget": Part(tuple(days)),
             "tune": _circles(plant, tunes, [], from_onset=False),
             "test": _circles(plant, tests, healthy, from_onset=True),
@@ -475,8 +482,13 @@ def _single_minutes(plant: Plant, rng: np.random.Generator, rows: float) -> Iter
     counts = np.diff(np.linspace(0, of_machine, days + 1).astype(np.int64)).tolist()
     for machine in range(setup.machines):
         for day, count in zip(rng.integers(edges[:-1], edges[1:]).tolist(), counts, strict=True):
-            of_day = (np.arange(count) + rng.random(count) * (1 - count / 1440)) / count
-            yield Stretch(machine, day, day + 1, 0, minutes=tuple((day + of_day).tolist()))
+            yield Stretch(machine, day, day + 1, 0, minutes=_minutes_of_day(day, count, rng))
+
+
+def _minutes_of_day(day: int, count: int, rng: np.random.Generator) -> tuple[float, ...]:
+    """Begin of minutes of a day (days since the fleet's start), one in each of so many slices of it."""
+    of_day = (np.arange(count) + rng.random(count) * (1 - count / 1440)) / count
+    return tuple((day + of_day).tolist())
 
 
 def _circles(
@@ -741,7 +753,7 @@ def score_part(plant: Plant, detectors: Mapping[str, Detector], what: str, part:
 
 
 def score_calibration(plant: Plant, detectors: Mapping[str, Detector], what: str, part: Part, clock: Clock) -> Scores:
-    """Score the calibration hours, some of their rows also against wider baselines, as a build does."""
+    """Score the calibration rows, some of them also against wider baselines, as a build does."""
     begin = time.perf_counter()
     heard: list[Heard] = list(in_order(part.stretches, plant.hear))
     keys = keys_of(plant, heard, part.stretches)
@@ -909,17 +921,40 @@ class Reference:
     tail: TailFit | None = None
 
 
-def calibrated(fleet: ScoredFleet, interval_us: int, params: Params) -> tuple[dict[str, Reference], dict[str, Judged]]:
+@dataclass(frozen=True)
+class Calibrated:
     """Comparable scores of every detector and of the ensemble: calibration rows, and the parts that are judged."""
+
+    references: Mapping[str, Reference]
+    judged: Mapping[str, Judged]
+
+    def confirmed(self) -> Calibrated:
+        """The same, without budget days that are ill in truth."""
+        return Calibrated(self.references, {**self.judged, "budget": self.judged["budget"].without_ill()})
+
+
+def calibrated(fleet: ScoredFleet, interval_us: int, params: Params, levels: str) -> Calibrated:
+    """Tails from the calibration rows, and every part brought to them.
+
+    Args:
+        fleet: with raw scores.
+        interval_us: between rows.
+        params: section `calibrate` is read, but for its levels.
+        levels: `fleet`, or `machine`: each machine's healthy scores are brought to the fleet's level.
+    """
     scores, part = fleet.scores["calibration"], fleet.plan.parts["calibration"]
-    machine_N = np.array([stretch.machine for stretch in part.stretches], np.int64)[scores.stretch_N]
+    machine_N = machine_of_rows(part, scores)
     day_N = np.array([int(stretch.begin) for stretch in part.stretches], np.int64)[scores.stretch_N]
     machine_day_N = machine_N * (int(day_N.max()) + 1) + day_N
-    code_N = np.zeros(len(machine_N), np.int32)  # the fleet has one level: codes of baselines do not matter
     references, tables, comparable = {}, {}, {}
     for name, raw in scores.raw.items():
         scale = matched_scale(scores.wider[name])
-        comparable[name] = scale.comparable(raw.astype(np.float64), scores.state_N, code_N)
+        comparable[name] = scale.comparable(raw.astype(np.float64), scores.state_N, machine_N)
+        if levels == "machine":  # here a row's code is its machine: a level has no other key
+            found = group_levels(comparable[name], machine_N, scores.time_us_N)
+            level_M = np.array([found.get(machine, 1.0) for machine in range(fleet.setup.machines)])
+            scale = replace(scale, level=level_M)
+            comparable[name] /= level_M[machine_N]
         tables[name], fit = tail_table(name, comparable[name], machine_day_N, scale)
         references[name] = Reference(comparable[name], (machine_N, day_N), fit)
     tails = TailTables(tables)
@@ -932,20 +967,24 @@ def calibrated(fleet: ScoredFleet, interval_us: int, params: Params) -> tuple[di
     judged = {}
     for what in ("budget", "tune", "test"):
         given = fleet.scores[what]
-        found = comparable_scores(tails, given)
+        found = comparable_scores(tails, given, machine_of_rows(fleet.plan.parts[what], given))
         judged[what] = Judged(fleet.plan.parts[what], given.stretch_N, given.time_us_N, found, interval_us)
-    return references, judged
+    return Calibrated(references, judged)
 
 
-def comparable_scores(tails: TailTables, given: Scores) -> dict[str, Float32]:
+def machine_of_rows(part: Part, scores: Scores) -> IntN:
+    """The machine (N,) of each row of a part."""
+    return np.array([stretch.machine for stretch in part.stretches], np.int64)[scores.stretch_N]
+
+
+def comparable_scores(tails: TailTables, given: Scores, machine_N: IntN) -> dict[str, Float32]:
     """Comparable scores (N,) of every detector and of the ensemble, made in pieces."""
     rows = len(given.state_N)
     found = {name: np.empty(rows, np.float32) for name in tails.names}
     for first in range(0, rows, 1 << 20):
         piece = slice(first, first + (1 << 20))
         raw = {name: values[piece].astype(np.float64) for name, values in given.raw.items()}
-        code = np.zeros(len(given.state_N[piece]), np.int32)
-        for name, values in tails.comparable(raw, given.state_N[piece], code).items():
+        for name, values in tails.comparable(raw, given.state_N[piece], machine_N[piece]).items():
             found[name][piece] = values
     return found
 
@@ -988,8 +1027,9 @@ def threshold_within(budget: Judged, line: Timeline, score_N: Float32, candidate
 
 @dataclass(frozen=True)
 class Choice:
-    """A policy with its threshold, and what it came to on the rows that chose it."""
+    """Levels and a policy with its threshold, and what they came to on the rows that chose them."""
 
+    levels: str
     policy: AlertPolicy
     threshold: float
     tune_caught: int
@@ -998,18 +1038,23 @@ class Choice:
     budget_pages_ill: int  # in machine-days that only the log calls healthy
 
     @property
-    def rank(self) -> tuple[int, float, int]:
-        """Larger is better: failures caught, then lead time, then the simpler policy."""
-        return self.tune_caught, round(self.lead_hours, 1), -self.policy.n
+    def rank(self) -> tuple[int, float, int, bool]:
+        """Larger is better: failures caught, then lead time, then the simpler policy and levels."""
+        return self.tune_caught, round(self.lead_hours, 1), -self.policy.n, self.levels == LEVELS_OF[0]
+
+    @property
+    def name(self) -> str:
+        """For the record."""
+        return f"{self.policy.k} of {self.policy.n}, {self.levels}"
 
 
-def choose(judged: Mapping[str, Judged], interval_us: int) -> dict[str, list[Choice]]:
-    """Every detector's policies, the best first: thresholds from budget rows, the choice from tune failures."""
+def choices_of(judged: Mapping[str, Judged], interval_us: int, levels: str) -> dict[str, list[Choice]]:
+    """Every detector's policies: thresholds from budget rows, what they catch of the tune failures."""
     budget, tune = judged["budget"], judged["tune"]
     found: dict[str, list[Choice]] = {name: [] for name in budget.scores}
     candidates = {}
     for name, score_N in budget.scores.items():
-        place = np.unique(np.ceil(LEVELS * (len(score_N) - 1)).astype(np.int64))
+        place = np.unique(np.ceil(CANDIDATES * (len(score_N) - 1)).astype(np.int64))
         candidates[name] = np.unique(np.r_[np.partition(score_N, place)[place], score_N.max()]).astype(np.float64)
     for policy in policies(interval_us):
         lines = budget.line(policy), tune.line(policy)
@@ -1020,7 +1065,16 @@ def choose(judged: Mapping[str, Judged], interval_us: int) -> dict[str, list[Cho
             lead = float(np.median(leads)) if leads else 0.0
             pages = episodes_above(lines[0], budget.scores[name], threshold)
             ill = int(budget.ill_S[budget.stretch_N[pages.first]].sum())
-            choices.append(Choice(policy, threshold, len(leads), lead, len(pages), ill))
+            choices.append(Choice(levels, policy, threshold, len(leads), lead, len(pages), ill))
+    return found
+
+
+def choose(by_levels: Mapping[str, Calibrated], interval_us: int) -> dict[str, list[Choice]]:
+    """Every detector's levels and policies, the best on the tune failures first."""
+    found: dict[str, list[Choice]] = {}
+    for levels, each in by_levels.items():
+        for name, choices in choices_of(each.judged, interval_us, levels).items():
+            found.setdefault(name, []).extend(choices)
     return {name: sorted(choices, key=lambda choice: choice.rank, reverse=True) for name, choices in found.items()}
 
 
@@ -1028,26 +1082,29 @@ def judge_fleet(fleet: ScoredFleet, params: Params, *, confirmed: bool = False) 
     """All figures of one fleet; `confirmed`: budget days that are ill in truth are left out."""
     setup = fleet.setup
     interval_us = round(setup.interval_seconds * 1e6)
-    references, judged = calibrated(fleet, interval_us, params)
+    by_levels = {levels: calibrated(fleet, interval_us, params, levels) for levels in setup.levels}
     if confirmed:
-        judged["budget"] = judged["budget"].without_ill()
-    chosen = choose(judged, interval_us)
-    test, shifts = judged["test"], params.evaluate.chance_shifts
+        by_levels = {levels: each.confirmed() for levels, each in by_levels.items()}
+    chosen, shifts = choose(by_levels, interval_us), params.evaluate.chance_shifts
     detectors: dict[str, Any] = {}
     outcomes: dict[str, Outcome] = {}
     by_policy: dict[AlertPolicy, list[str]] = {}
     for name, choices in chosen.items():
         by_policy.setdefault(choices[0].policy, []).append(name)
     for policy, names in by_policy.items():
-        line = test.line(policy)
+        line = by_levels[setup.levels[0]].judged["test"].line(policy)
         for name in names:
+            test = by_levels[chosen[name][0].levels].judged["test"]
             exceeds = test.scores[name] > chosen[name][0].threshold
             outcomes[name] = outcome_at(exceeds, line, test.part.events)
             outcomes[name].by_chance = caught_by_chance(exceeds, line, test.part.events, shifts, setup.seed)
             episodes = line.episodes(line.alert_rows(exceeds))
             detectors[name] = _pages(outcomes[name], episodes, test) | _chosen(chosen[name])
     for name in detectors:
-        detectors[name] |= _rates(references[name], judged, name, setup, params)
+        mine = by_levels[chosen[name][0].levels]
+        detectors[name] |= _rates(mine.references[name], mine.judged, name, setup, params)
+    judged = by_levels[setup.levels[0]].judged
+    test = judged["test"]
     return {
         "seed": setup.seed,
         "events": len(test.part.events),
@@ -1099,11 +1156,12 @@ def _chosen(choices: Sequence[Choice]) -> dict[str, Any]:
     best = choices[0]
     return {
         "policy": [best.policy.k, best.policy.n],
+        "levels": best.levels,
         "threshold": best.threshold,
         "tune_caught": best.tune_caught,
         "budget_pages": best.budget_pages,
         "budget_pages_ill_in_truth": best.budget_pages_ill,
-        "policies": {f"{each.policy.k} of {each.policy.n}": each.tune_caught for each in choices},
+        "policies": {each.name: each.tune_caught for each in choices},
     }
 
 
@@ -1184,6 +1242,7 @@ def show(fleets: Sequence[dict[str, Any]]) -> None:
             "chance",
             "tune",
             "k of n",
+            "levels",
             "lead h",
             "false/day",
             "upper",
@@ -1201,6 +1260,7 @@ def show(fleets: Sequence[dict[str, Any]]) -> None:
                 f"{found['events_by_chance']:.1f}",
                 str(found["tune_caught"]),
                 "{} of {}".format(*found["policy"]),
+                found["levels"],
                 "—" if lead is None else f"{lead:.1f}",
                 f"{found['false_pages_per_day']:.1f}",
                 f"{found['false_pages_upper']:.1f}",
@@ -1213,11 +1273,12 @@ def show(fleets: Sequence[dict[str, Any]]) -> None:
 
 def setups(options: argparse.Namespace) -> list[Setup]:
     """A setup for each seed."""
-    names = [name for name in Setup.__dataclass_fields__ if name not in ("seed", "detectors")]
+    names = [name for name in Setup.__dataclass_fields__ if name not in ("seed", "detectors", "levels")]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.full:
         given["train_rows"] = 18_000_000
-    return [Setup(seed=seed, detectors=tuple(options.detectors), **given) for seed in options.seeds]
+    given |= {"detectors": tuple(options.detectors), "levels": tuple(options.levels)}
+    return [Setup(seed=seed, **given) for seed in options.seeds]
 
 
 def measured(fleets: Sequence[Setup], cache: Path | None, *, confirmed: bool = False) -> dict[str, Any]:
@@ -1253,6 +1314,7 @@ def main() -> None:
     parser.add_argument("--confirmed", action="store_true", help="no budget day that is ill in truth")
     parser.add_argument("--detectors", nargs="+", default=DETECTORS, choices=DETECTORS)
     parser.add_argument("--hours", choices=("machine", "fleet"), help="that train: each machine's own, or the same")
+    parser.add_argument("--levels", nargs="+", default=LEVELS_OF, choices=LEVELS_OF, help="that are chosen from")
     for name, kind in (
         ("machines", int), ("interval-seconds", float), ("days", float), ("train-days", float),
         ("calibration-days", float), ("train-rows", int), ("looks-share", float),

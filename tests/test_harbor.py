@@ -105,11 +105,34 @@ def test_confirmed_pages_leave_only_truly_healthy_days_to_the_budget(harbor, set
     confirmed = harbor.measured([setup], cache, confirmed=True)
     assert confirmed["confirmed"]
     assert all(not figures["budget_pages_ill_in_truth"] for figures in confirmed["by_fleet"][0]["detectors"].values())
-    _, judged = harbor.calibrated(harbor.scored_fleet(setup, cache), 600_000_000, harbor.settings_of(setup))
-    budget = judged["budget"]
+    fleet = harbor.scored_fleet(setup, cache)
+    budget = harbor.calibrated(fleet, 600_000_000, harbor.settings_of(setup), "fleet").judged["budget"]
     ill = result["by_fleet"][0]["budget_days_ill_in_truth"]
     assert 0 < ill == budget.ill_S.sum()
     assert budget.days - ill - 0.5 < budget.without_ill().days < budget.days - 0.5
+
+
+def test_levels_of_machines_judge_the_same_scores(harbor, setup, cache, result, monkeypatch) -> None:
+    monkeypatch.setattr(harbor, "train_all", None)
+    assert dataclasses.replace(setup, levels=("machine",)).key() == setup.key()
+    params, fleet = harbor.settings_of(setup), harbor.scored_fleet(setup, cache)
+    plain, leveled = (harbor.calibrated(fleet, 600_000_000, params, levels) for levels in harbor.LEVELS_OF)
+    machine = harbor.machine_of_rows(fleet.plan.parts["calibration"], fleet.scores["calibration"])
+    scores, brought = (each.references["pca"].scores for each in (plain, leveled))
+    for one in range(setup.machines):
+        ratio = (scores / brought)[machine == one]
+        assert np.ptp(ratio) < 1e-9 * ratio.max(), "a machine has one level"
+    assert np.ptp(_high(brought, machine)) < np.ptp(_high(scores, machine)), "their machines lie closer together"
+    assert set(leveled.judged["test"].scores) == {*setup.detectors, "ensemble"}
+    figures = result["by_fleet"][0]["detectors"]["pca"]
+    assert figures["policies"].keys() == {
+        f"{each.k} of {each.n}, {levels}" for each in harbor.policies(600_000_000) for levels in harbor.LEVELS_OF
+    }
+    assert figures["tune_caught"] == max(figures["policies"].values())
+
+
+def _high(values, group):
+    return [np.log(np.percentile(values[group == one], 90)) for one in np.unique(group)]
 
 
 def test_what_judges_is_later_and_nothing_is_used_twice(harbor, setup) -> None:
@@ -123,7 +146,10 @@ def test_what_judges_is_later_and_nothing_is_used_twice(harbor, setup) -> None:
         assert max(days) < setup.calibration[1]
     assert min(stretch.begin for stretch in parts["test"].stretches) >= setup.calibration[1] + harbor.HORIZON
     early = [(each.machine, int(each.begin)) for what in ("calibration", "budget") for each in parts[what].stretches]
-    assert len(set(early)) == len(early) == setup.calibration_hours + setup.budget_days
+    looks = harbor.CALIBRATION_LOOK_DAYS * setup.machines
+    assert len(set(early)) == len(early) == looks + setup.budget_days
+    minutes = [len(stretch.minutes) for stretch in parts["calibration"].stretches]
+    assert sum(minutes) == pytest.approx(setup.calibration_hours * 60, rel=0.01)
     assert not {event.failure_id for event in parts["tune"].events} & {
         event.failure_id for event in parts["test"].events
     }

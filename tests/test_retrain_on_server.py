@@ -59,19 +59,29 @@ class Served:
         """As it stands now."""
         return next(each for each in list_retrainings(self.engine) if each.id == number)
 
+    @property
+    def clone(self) -> Path:
+        """Where the gpu worker trains."""
+        return self.plant.folder / "gpu" / "home" / "workspaces" / "train-on-gpu"
+
+    def at_work(self) -> list[psutil.Process]:
+        """Processes that work in the clone of the gpu worker."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if Path(process.cwd()).is_relative_to(self.clone):
+                    found.append(process)
+        return found
+
     def training(self) -> list[psutil.Process]:
-        """Processes that work in the clone of the gpu worker, once they have left a checkpoint of their own.
+        """Those at work, once a training among them has left a checkpoint of its own.
 
         One that was cancelled before has left another's.
         """
-        folder, found = self.plant.folder / "gpu" / "home" / "workspaces" / "train-on-gpu", []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if Path(process.cwd()).is_relative_to(folder):
-                    found.append(process)
+        found = self.at_work()
         begun = [process.create_time() for process in found if "pipeline.train" in _command(process)]
         left = list[float]()
-        for path in folder.glob("**/checkpoint.safetensors"):
+        for path in self.clone.glob("**/checkpoint.safetensors"):
             with contextlib.suppress(FileNotFoundError):  # a training that is done deletes its own
                 left.append(path.stat().st_mtime)
         return found if begun and left and max(left) >= max(begun) else []
@@ -102,6 +112,13 @@ def client_of(served: Served) -> Iterator[Any]:
     address = {PREFECT_API_URL: served.plant.common["PREFECT_API_URL"]}
     with temporary_settings(address), get_client(sync_client=True) as client:
         yield client
+
+
+def trainings(client: Any) -> list[Any]:
+    """Runs of `train-on-gpu`, the newest last."""
+    named = DeploymentFilter(name=DeploymentFilterName(any_=["train-on-gpu"]))
+    found = client.read_flow_runs(deployment_filter=named)
+    return sorted(found, key=lambda run: run.created)
 
 
 def start(client: Any, deployment: str) -> Any:
@@ -153,7 +170,9 @@ def test_a_cancelled_retraining_ends_its_training_and_changes_nothing(served: Se
         client.set_flow_run_state(run, Cancelling(message="a person"))
         served.wait(lambda: client.read_flow_run(run).state.is_final(), "the end of the run")
         assert client.read_flow_run(run).state.is_cancelled()
-        served.wait(lambda: not served.training(), "the end of the training")
+        served.wait(lambda: all(run.state.is_final() for run in trainings(client)), "the end of the run that trains")
+        assert trainings(client)[-1].state.is_cancelled()
+        served.wait(lambda: not served.at_work(), "the end of the training")
     assert served.wish(number).state is RetrainingState.CANCELLED
     assert champion(served) == before
     assert len(registry.list_releases(served.engine)) == releases
@@ -171,8 +190,7 @@ def test_after_a_power_cut_at_the_gpu_worker_another_goes_on(served: Served) -> 
         served.gpu.wait()
         served.gpu = served.plant.start_worker("gpu")
         served.plant.finish(client, run, served.deadline)
-        named = DeploymentFilter(name=DeploymentFilterName(any_=["train-on-gpu"]))
-        states = [each.state.name for each in client.read_flow_runs(deployment_filter=named)]
+        states = [each.state.name for each in trainings(client)]
     assert states.count("Crashed") == 1
     assert served.wish(number).state in ENDED
     assert served.wish(number).attempts == 1
