@@ -32,7 +32,7 @@ from flows.repository import run_git
 from flows.service.drifts import list_drifts
 from flows.service.retrainings import list_retrainings
 from flows.service.tables import Alert, DriftState, Notice, NoticeKind, RetrainingState, Standing
-from pipeline.params import load_params
+from pipeline.params import SimulateParams, load_params
 from pipeline.simulate import simulate
 from pipeline.store import read_json, read_table, sha256_file, write_json
 
@@ -76,13 +76,18 @@ class Story:
     day: float = 0.0
     told: dict[str, Any] = field(default_factory=dict)
     promoted_at: float | None = None
+    firmware_day: float | None = FIRMWARE_DAY  # from when on it is another one
+
+    @property
+    def simulated(self) -> SimulateParams:
+        """The plant's settings."""
+        settings = load_params(self.plant.folder / "source" / "params.yaml").simulate
+        return type(settings).model_validate(settings.model_dump() | {"firmware_day": self.firmware_day})
 
     def arrive(self, until: float) -> None:
-        """Spectra up to a day, the firmware of every machine being another from FIRMWARE_DAY on."""
-        settings = load_params(self.plant.folder / "source" / "params.yaml").simulate
-        settings = type(settings).model_validate(settings.model_dump() | {"firmware_day": float(FIRMWARE_DAY)})
+        """Spectra up to a day."""
         begin = float(int(self.day))  # a day's file is written anew, with what came since
-        simulate(settings, self.plant.landing, from_day=begin, days=until - begin)
+        simulate(self.simulated, self.plant.landing, from_day=begin, days=until - begin)
         self.day = until
 
     def run(self, deployment: str, **parameters: object) -> Any:
@@ -91,8 +96,7 @@ class Story:
 
     def moment(self, day: float) -> dt.datetime:
         """A day of the plant as a moment."""
-        start = load_params(self.plant.folder / "source" / "params.yaml").simulate.start
-        return dt.datetime.combine(start, dt.time(), dt.UTC) + dt.timedelta(days=day)
+        return dt.datetime.combine(self.simulated.start, dt.time(), dt.UTC) + dt.timedelta(days=day)
 
     def pages(self, since: float, until: float) -> list[Alert]:
         """Alerts that people were paged of at once, by the day on which they paged."""
@@ -200,10 +204,11 @@ def until_it_serves(story: Story, first: str) -> str:
     return row.id
 
 
-@pytest.fixture
-def story(url: str, tmp_path: Path) -> Iterator[Story]:
-    plant = ServerPlant(tmp_path, url)
-    plant.publish_repository(SMALL)
+@contextlib.contextmanager
+def begun(url: str, folder: Path, settings: dict[str, Any]) -> Iterator[Story]:
+    """A plant with these settings, its server and workers; nothing has happened yet."""
+    plant = ServerPlant(folder, url)
+    plant.publish_repository(settings)
     deadline = time.monotonic() + 1500
     engine = open_database(url)
     try:
@@ -214,6 +219,12 @@ def story(url: str, tmp_path: Path) -> Iterator[Story]:
     finally:
         engine.dispose()
         plant.stop()
+
+
+@pytest.fixture
+def story(url: str, tmp_path: Path) -> Iterator[Story]:
+    with begun(url, tmp_path, SMALL) as story:
+        yield story
 
 
 @pytest.mark.server
