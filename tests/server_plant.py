@@ -148,5 +148,5 @@ class ServerPlant:
         values = self.environment("default")
         command = [sys.executable, "-m", "flows.cli", *arguments]
         return subprocess.run(
-            command, cwd=self.folder / "source", env=values, capture_output=True, text=True, check=False, timeout=300
+            command, cwd=self.folder / "source", env=values, capture_output=True, text=True, check=False, timeout=900
         )

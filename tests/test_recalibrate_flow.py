@@ -10,7 +10,7 @@ import yaml
 from service_plant import ServicePlant
 from test_score_flow import Checkout, server  # noqa: F401  (a fixture)
 
-from flows.registry import ReleaseState, in_service, list_releases, promote, register_release
+from flows.registry import ReleaseState, in_service, list_releases, promote, register_release, rollback
 from flows.releases.rebuild import rebuild
 from flows.workspace import override_params
 from pipeline.errors import ReleaseError
@@ -124,6 +124,22 @@ def test_another_release_that_enters_service_meanwhile_stays_there(server, plant
     with pytest.raises(ReleaseError, match="another has entered service since"):
         plant.recalibrate(monkeypatch, promote="auto")
     assert getattr(in_service(plant.engine), "id", None) == other.id
+
+
+def test_while_a_person_s_rollback_stands_new_thresholds_wait(server, plant, built, monkeypatch):  # noqa: F811
+    from flows import recalibrate_flow
+
+    plant.live(40, 8)
+    champion = in_service(plant.engine)
+    assert champion is not None
+    other = register_release(plant.engine, plant.plant.settings.releases, built / "data/release", commit="abc")
+    promote(plant.engine, other.id)
+    rollback(plant.engine, who="ann", note="too loud")
+    monkeypatch.setattr(recalibrate_flow, "too_little", lambda made, params: [])
+    found = plant.recalibrate(monkeypatch, promote="auto")
+    assert not found.promoted
+    assert f"ann took service back to v{champion.version}, so a person promotes" in found.reason
+    assert getattr(in_service(plant.engine), "id", None) == champion.id
 
 
 def test_every_deployment_has_a_pool_a_description_and_where_it_runs_by_itself_a_limit():
