@@ -195,17 +195,21 @@ def test_the_sample_does_not_depend_on_how_the_log_is_cut(release: Release, quie
         assert again.table[name].to_pylist() == whole.table[name].to_pylist()
 
 
-def test_a_wrong_clock_does_not_move_the_window(release: Release, quiet: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("days_ahead", [[20], [20, 31]])
+def test_wrong_clocks_do_not_move_the_window(
+    release: Release, quiet: Path, tmp_path: Path, days_ahead: list[int]
+) -> None:
     log = tmp_path / "log"
     score_data_set(release, quiet, log)
     before = sampled_keys(log, 3.0, 5000, seed=4)
     last = max(log.glob("*.parquet"))
     table = read_table(last)
-    ahead = (np.datetime64(last.stem) + 20).astype(str)
-    times = table["timestamp"].to_numpy() + np.timedelta64(20, "D")
-    stray = table.set_column(3, table.schema.field("timestamp"), pa.array(times, table.schema.field("timestamp").type))
     assert table.column_names[3] == "timestamp"
-    write_table(log / f"{ahead}.parquet", stray.slice(0, 1))
+    for days in days_ahead:
+        times = table["timestamp"].to_numpy() + np.timedelta64(days, "D")
+        column = pa.array(times, table.schema.field("timestamp").type)
+        stray = table.set_column(3, table.schema.field("timestamp"), column)
+        write_table(log / f"{np.datetime64(last.stem) + days}.parquet", stray.slice(0, 1))
     after = sampled_keys(log, 3.0, 5000, seed=4)
     assert (after.start_us, after.end_us, after.table.num_rows) == (
         before.start_us,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pipeline.score_log.files import log_days, open_log_file, over_days
 from pipeline.score_log.read import groups_with, read_groups
 
 WRONG_CLOCK_HOURS = 2.0  # a few rows further ahead than this have a wrong clock
+FULLER_DAYS = 7  # with as many rows and more: if none of them makes the newest rows look few, they are not
 POOL = 4  # times the wanted rows, of which the final ones are chosen
 LOG_COLUMNS = ("file", "row", "machine_id", "timestamp", "epoch", "baseline", "release")
 
@@ -92,7 +94,8 @@ def sampled_keys(log: Path, days: float, max_rows: int, seed: int, until: dt.dat
     """
     span_us, end_us = int(days * MICROSECONDS_PER_DAY), np.iinfo(np.int64).max if until is None else microseconds(until)
     pool, newest, start_us = _Pool(max_rows, seed), 0, 0
-    for day in reversed(log_days(log)):
+    listed = list(reversed(log_days(log)))
+    for place, day in enumerate(listed):
         first_us = int(np.datetime64(day, "us").astype(np.int64))
         if first_us >= end_us:
             continue
@@ -100,7 +103,7 @@ def sampled_keys(log: Path, days: float, max_rows: int, seed: int, until: dt.dat
         def read(files: list[Path]) -> list[pa.Table]:
             return [table for path in files for table in _groups(path, int(end_us))]
 
-        if pool.tables and first_us + MICROSECONDS_PER_DAY <= start_us and not _is_stray(pool, log, day):
+        if pool.tables and first_us + MICROSECONDS_PER_DAY <= start_us and not _is_stray(pool, log, listed[place:]):
             break
         for tables in over_days(log, [day], read):
             for table in tables:
@@ -126,8 +129,16 @@ def sampled_keys(log: Path, days: float, max_rows: int, seed: int, until: dt.dat
     return Keys(table, start_us, newest, found)
 
 
-def _is_stray(pool: _Pool, log: Path, day: str) -> bool:
-    """Whether all rows until now are so few beside those of a day before that only wrong clocks explain them."""
+def _is_stray(pool: _Pool, log: Path, earlier: Sequence[str]) -> bool:
+    """Whether all rows until now are so few beside those of a day before that only wrong clocks explain them.
+
+    Wrong clocks leave several days ahead over time, each with few rows: those before a day may be of the same kind.
+
+    Args:
+        pool: what was read.
+        log: folder of the score log.
+        earlier: its days that were not, the newest first.
+    """
 
     def read(files: list[Path]) -> int:
         rows = 0
@@ -136,7 +147,15 @@ def _is_stray(pool: _Pool, log: Path, day: str) -> bool:
                 rows += file.metadata.num_rows
         return rows
 
-    return sum(pool.hours.values()) <= STRAY_SHARE * sum(over_days(log, [day], read))
+    found, fuller = sum(pool.hours.values()), 0
+    for day in earlier:
+        rows = sum(over_days(log, [day], read))
+        if found <= STRAY_SHARE * rows:
+            return True
+        fuller += rows >= found
+        if fuller == FULLER_DAYS:
+            break
+    return False
 
 
 def _groups(path: Path, end_us: int) -> list[pa.Table]:
