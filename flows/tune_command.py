@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -50,7 +51,7 @@ def search(
 ) -> None:
     """Try settings of params.yaml, as DVC experiments in a private clone; this checkout stays as it is."""
     from flows.tune.experiments import build_present, check_settings, clear_queue, experiments, queue, run_queue
-    from flows.tune.search import combinations, names_of, parse_axis
+    from flows.tune.search import combinations, parse_axis
 
     if context.invoked_subcommand is not None:
         if set_ or draws or apply_best:
@@ -58,16 +59,14 @@ def search(
         return
     tried = combinations([parse_axis(text) for text in set_ or []], draws, seed)
     with _clone(new=True) as workspace:
-        texts = dict(zip(names_of(tried), check_settings(workspace, tried), strict=True))
+        texts = check_settings(workspace, tried)
         if left := clear_queue(workspace):
             _say(f"{left} experiments of an earlier search were ended")
         _say("the present settings first: what experiments share is made once")
         build_present(workspace, _say)
         found = experiments(workspace)
         metrics, least = _metrics(workspace, metric, lowest, found)  # a wrong name before hours of work
-        present = (workspace.folder / "params.yaml").read_text(encoding="utf-8")
-        done = {each.name for each in found if each.state == "success"}
-        wanted = {name: text for name, text in texts.items() if text != present and name not in done}
+        wanted = _untried(tried, texts, found)
         if skipped := len(texts) - len(wanted):
             _say(f"{skipped} of {len(texts)} are the present settings or were tried before")
         for name, text in wanted.items():
@@ -79,6 +78,22 @@ def search(
         _show(found, metrics, least)
         if apply_best:
             _apply_best(found, metrics[0], least)
+
+
+def _untried(tried: Sequence[Mapping[str, Any]], texts: Sequence[str], found: Sequence[Experiment]) -> dict[str, str]:
+    """The text of params.yaml by name, of combinations that no finished experiment had, nor the present settings.
+
+    A name that an experiment with other settings bears already gets a digest behind it.
+    """
+    import yaml
+
+    from flows.tune.search import longer_name, names_of
+
+    done = [each.params for each in found if each.state == "success"]
+    taken = {each.name for each in found if each.state == "success"}
+    named = zip(names_of(tried), tried, texts, strict=True)
+    new = [(name, one, text) for name, one, text in named if yaml.safe_load(text) not in done]
+    return {longer_name(name, one) if name in taken else name: text for name, one, text in new}
 
 
 @tune.command("list")
@@ -146,12 +161,16 @@ def _clone(*, new: bool) -> Iterator[Workspace]:
     """
     from flows.repository import run_git
     from flows.settings import Settings
-    from flows.tune.experiments import CLONE, revision_of
+    from flows.tune.experiments import CLONE, keep_objects, revision_of
     from flows.workspace import Workspace, held, open_workspace
 
     settings = Settings.of(checkout_above())
     if new:
-        with open_workspace(settings, clone=True, name=CLONE, revision=revision_of(settings)) as workspace:
+        here = replace(
+            settings, repository=str(settings.checkout)
+        )  # its edits are tried, whoever builds from elsewhere
+        with open_workspace(here, clone=True, name=CLONE, revision=revision_of(settings)) as workspace:
+            keep_objects(workspace)
             for key, value in (("user.name", "Hearken"), ("user.email", "hearken@localhost")):
                 run_git(workspace.folder, "config", key, value)  # DVC commits experiments, whoever runs it
             yield workspace
@@ -179,15 +198,19 @@ def _metrics(
 
 
 def _show(found: list[Experiment], metrics: list[str], lowest: bool) -> None:
-    from flows.tune.experiments import TARGET
-    from flows.tune.tables import results_table
+    from flows.tune.experiments import TARGET, file_of
+    from flows.tune.tables import results_table, tuned_on
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(results_table(found, metrics, lowest))
-    if any("evaluation" in metric.rpartition(":")[0] or metric.startswith("in_service") for metric in metrics[:1]):
+    by = file_of(found[0], metrics[0])
+    if by in ("evaluation", "in_service"):
         _say(
             f"note: chosen by figures of `{TARGET}`: on those rows the winner is flattered; tuning.json is for choosing"
         )
+    if by == "tuning" and (counts := tuned_on(found)):
+        told = " and ".join(str(count) for count in counts)
+        _say(f"note: not all were ranked by the same tune failures ({told} of them): their order is not one of like")
 
 
 def _apply_best(found: list[Experiment], metric: str, lowest: bool) -> None:

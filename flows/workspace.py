@@ -239,7 +239,9 @@ def _with_new_keys(name: str, text: str, overrides: Mapping[str, object]) -> str
         *sections, last = dotted.split(".")
         place = values
         for section in sections:
-            place = place.setdefault(section, {})  # left out: its defaults
+            if place.get(section) is None:  # left out, or null: its defaults
+                place[section] = {}
+            place = place[section]
             if not isinstance(place, dict):
                 raise ParamsError(f"{name}, {dotted}: got a value at {section}, expected a section.")
         place[last] = value

@@ -272,3 +272,59 @@ def test_edits_change_nothing_else_in_the_projects_own_settings() -> None:
     assert len(set(after) - set(before)) == 5
     assert json.dumps("abc")[1:-1] in changed
     assert "learning_rate: 1.0e-05, " in changed
+
+
+def test_settings_of_the_same_name_are_not_each_others() -> None:
+    from flows.tune_command import _untried
+
+    sections = {"train": {"autoencoder": {"latent": 12}, "vae": {"latent": 12}}}
+    now = Experiment(name="now", state="success", params=sections)
+    tried = Experiment(name="latent-8", state="success", params={"train": sections["train"] | {"vae": {"latent": 8}}})
+    text = "train: {autoencoder: {latent: 8}, vae: {latent: 12}}\n"
+    (name,) = _untried([{"train.autoencoder.latent": 8}], [text], [now, tried])
+    assert name.startswith("latent-8-")
+    again = "train: {autoencoder: {latent: 12}, vae: {latent: 8}}\n"
+    assert not _untried([{"train.vae.latent": 8}], [again], [now, tried])
+    assert len(set(names_of(combinations([parse_axis('a=1,"1"')], None, 0)))) == 2
+
+
+def test_what_a_winner_changes_is_written_as_it_was_tried(tmp_path: Path) -> None:
+    import yaml
+
+    from flows.tune.tables import differences
+    from flows.workspace import override_params
+
+    text = (Path(__file__).parents[1] / "params.yaml").read_text()
+    for values in (
+        {"train.autoencoder.contractive": {}},
+        {"train.autoencoder.sparse": {"beta": 1.0}, "train.autoencoder.code_activation": "tanh"},
+        {"train.autoencoder.contractive.weight": 0.2},
+        {"train.autoencoder.optimiser": {"learning_rate": 0.001}},
+    ):
+        files = [tmp_path / "params.yaml", tmp_path / "applied.yaml"]
+        for path in files:
+            path.write_text(text)
+        override_params(files[0], values)
+        now, winner = (
+            Experiment(name=name, state="success", params=yaml.safe_load(each))
+            for name, each in (("now", text), ("winner", files[0].read_text()))
+        )
+        override_params(files[1], {key: value for key, _, value in differences(winner, now)})
+        assert load_params(files[1]) == load_params(files[0]) != load_params(Path(__file__).parents[1] / "params.yaml")
+
+
+def test_an_experiment_without_the_figure_comes_last() -> None:
+    now = Experiment(name="now", state="success", params={"a": 1}, metrics={"tuning": {"d": {"auroc": 0.5}}})
+    other = Experiment(name="a-2", state="success", params={"a": 2}, metrics={"tuning": {"e": {"auroc": 0.7}}})
+    assert [each.name for each in ranked([other, now], "tuning:d.auroc", False)] == ["now", "a-2"]
+
+
+def test_a_range_holds_its_ends_and_odd_values_are_a_mistake() -> None:
+    import random
+
+    source, span = random.Random(0), parse_axis("a=0.9..0.99999").span
+    assert span is not None
+    assert max(span.draw(source) for _ in range(20_000)) <= 0.99999
+    for text in ("a=2025-13-45", "a=2025-02-30 10:00:00", "a=!!int x"):
+        with pytest.raises(UserError, match="expected values that are YAML"):
+            parse_axis(text)

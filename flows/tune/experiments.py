@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One experiment: its name, state (queued, running, success, failed), settings by dotted name, and its metrics.
+    """One experiment: its name, state (queued, running, success, failed), settings in their sections, and its metrics.
 
     `metrics` holds the content of each metric file by the file's stem; `why` says what a failed one died of.
     """
@@ -51,11 +51,33 @@ class Experiment:
     why: str = ""
 
     def differs_from(self, other: Experiment) -> dict[str, Any]:
-        """The settings that are not those of another one."""
-        return {key: value for key, value in self.params.items() if other.params.get(key, MISSING) != value}
+        """The settings that are not those of another one, as whole sections where their keys are not the same.
+
+        >>> now = Experiment(name="now", state="success", params={"a": {"b": None, "c": {"d": 1, "e": 2}}})
+        >>> one = Experiment(name="one", state="success", params={"a": {"b": {}, "c": {"d": 3, "e": 2}}})
+        >>> one.differs_from(now)
+        {'a.b': {}, 'a.c.d': 3}
+        """
+        return _different(self.params, other.params)
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """The value at a dotted name, or the default."""
+        found = _at(self.params, key)
+        return default if found is MISSING else found
 
 
 MISSING = object()
+
+
+def _different(mine: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in mine.items():
+        other = theirs.get(key, MISSING)
+        if isinstance(value, Mapping) and isinstance(other, Mapping) and value.keys() == other.keys():
+            found |= _different(value, other, f"{prefix}{key}.")
+        elif value != other:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def revision_of(settings: Settings) -> str:
@@ -71,6 +93,14 @@ def revision_of(settings: Settings) -> str:
         if theirs == run_git(settings.checkout, "rev-parse", tree.format(commit=snapshot)):
             return run_git(folder, "rev-parse", "HEAD")
     return snapshot
+
+
+def keep_objects(workspace: Workspace) -> None:
+    """Copy into the clone what it shares with the checkout, where nothing refers to a snapshot of uncommitted edits.
+
+    Else the checkout's next `git gc` takes the commit away that all experiments stand on.
+    """
+    run_git(workspace.folder, "repack", "-a", "-d", "-q")
 
 
 def check_settings(workspace: Workspace, tried: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -187,15 +217,20 @@ def run_queue(workspace: Workspace, names: Sequence[str], jobs: int, say: Say) -
 
 def end_workers(workspace: Workspace) -> None:
     """End the queue's workers once nothing is left to do: DVC's end by themselves soon, but not always."""
+    _, left = psutil.wait_procs(_queue_workers(workspace), timeout=WORKER_SECONDS)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def _queue_workers(workspace: Workspace) -> list[psutil.Process]:
+    """DVC's processes that take experiments from the queue."""
     workers = []
     for process in _processes_below(workspace.folder):
         with contextlib.suppress(psutil.Error):
             if "queue-worker" in process.cmdline():
                 workers.append(process)
-    _, left = psutil.wait_procs(workers, timeout=WORKER_SECONDS)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+    return workers
 
 
 def _start(workspace: Workspace, jobs: int) -> None:
@@ -227,12 +262,13 @@ def _watch(workspace: Workspace, names: Sequence[str], jobs: int, say: Say) -> N
             if name not in told and standing.get(name) in ("Success", "Failed"):
                 told.add(name)
                 say(f"{name}: {'done' if standing[name] == 'Success' else 'failed'} ({len(told)} of {len(names)})")
-        waiting = [name for name in names if standing.get(name) == "Queued"]
-        idle = idle + 1 if waiting and "Running" not in standing.values() else 0
+        left = [name for name in names if name not in told]
+        at_work = "Running" in standing.values() and bool(_queue_workers(workspace))  # a killed one runs for ever
+        idle = idle + 1 if left and not at_work else 0
         if idle == 3:
             _start(workspace, jobs)  # workers that went away
         elif idle > 6:
-            raise HearkenError(f"dvc queue: got {len(waiting)} experiments that wait and no worker, expected one.")
+            raise HearkenError(f"dvc queue: got {len(left)} experiments that wait and no worker, expected one.")
 
 
 def experiments(workspace: Workspace) -> list[Experiment]:
@@ -242,7 +278,7 @@ def experiments(workspace: Workspace) -> list[Experiment]:
     now = Experiment(
         name=NOW,
         state="success",
-        params=_flat(_yaml(workspace.folder / "params.yaml")),
+        params=_yaml(workspace.folder / "params.yaml"),
         metrics=_metrics_here(workspace),
     )
     found = [_experiment(each) for baseline in shown for each in baseline.get("experiments") or []]
@@ -259,7 +295,7 @@ def _experiment(shown: Mapping[str, Any]) -> Experiment:
     return Experiment(
         name=str(shown.get("name") or last.get("name") or last["rev"][:7]),
         state=state,
-        params=_flat(params),
+        params=params,
         metrics={} if state != "success" else {name: value for name, value in metrics.items() if value is not None},
         why=_why(Path(log)) if state == "failed" and log else "",
     )
@@ -314,6 +350,28 @@ def figure_of(experiment: Experiment, metric: str) -> float | None:
     Raises:
         UserError: no metric file has it, or several have.
     """
+    value = _value_of(experiment, metric)[1]
+    return None if value is None else float(value)
+
+
+def figure_or_none(experiment: Experiment, metric: str) -> float | None:
+    """As `figure_of`; None too where this experiment has no such figure, as one that names other detectors."""
+    try:
+        return figure_of(experiment, metric)
+    except UserError:
+        return None
+
+
+def file_of(experiment: Experiment, metric: str) -> str:
+    """The stem of the metric file that holds a figure.
+
+    Raises:
+        UserError: see `figure_of`.
+    """
+    return _value_of(experiment, metric)[0]
+
+
+def _value_of(experiment: Experiment, metric: str) -> tuple[str, float | int | None]:
     stem, colon, dotted = metric.rpartition(":")
     wanted = {stem: experiment.metrics.get(stem)} if colon else dict(experiment.metrics)
     found = {name: value for name, each in wanted.items() if (value := _at(each, dotted)) is not MISSING}
@@ -324,10 +382,10 @@ def figure_of(experiment: Experiment, metric: str) -> float | None:
     if len(found) > 1:
         either = " or ".join(f"{name}:{dotted}" for name in sorted(found))
         raise UserError(f"--metric: got {metric}, which several files have, expected {either}.")
-    value = next(iter(found.values()))
+    name, value = next(iter(found.items()))
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise UserError(f"--metric: got {metric}, which is {type(value).__name__}, expected a number.")
-    return None if value is None else float(value)
+    return name, value
 
 
 def _at(values: Any, dotted: str) -> Any:

@@ -43,7 +43,9 @@ class Range:
         """
         low, high = (self.low, self.high + 1) if self.whole else (self.low, self.high)
         drawn = math.exp(source.uniform(math.log(low), math.log(high))) if self.log else source.uniform(low, high)
-        return min(int(drawn // 1), int(self.high)) if self.whole else float(f"{drawn:.4g}")
+        if self.whole:
+            return min(int(drawn // 1), int(self.high))
+        return min(max(float(f"{drawn:.4g}"), self.low), self.high)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def _parts(text: str) -> list[str]:
 def _value(text: str, part: str) -> Any:
     try:
         value = YAML(typ="safe").load(part)
-    except YAMLError:
+    except (YAMLError, ValueError):  # a date that there is not
         raise UserError(f"--set: got {text!r}, expected values that are YAML.") from None
     if not part.strip():
         raise UserError(f"--set: got {text!r}, expected no empty value (null is written null).")
@@ -166,9 +168,19 @@ def names_of(tried: Sequence[Mapping[str, Any]]) -> list[str]:
     for one in tried:
         plain = "-".join(f"{short[key]}-{_word(value)}" for key, value in one.items())
         name = re.sub(r"[^A-Za-z0-9.]+|\.(?![0-9])", "-", plain).strip("-.")
-        digest = hashlib.sha256(repr(sorted(one.items())).encode()).hexdigest()[:6]
-        names.append(name if len(name) <= MOST_NAME and _is_told(one) else f"{name[:MOST_NAME]}-{digest}")
-    return names
+        names.append(name if len(name) <= MOST_NAME and _is_told(one) else longer_name(name, one))
+    alike = {name for name, times in Counter(names).items() if times > 1}
+    return [longer_name(name, one) if name in alike else name for name, one in zip(names, tried, strict=True)]
+
+
+def longer_name(name: str, one: Mapping[str, Any]) -> str:
+    """A name with a digest of whole keys and values behind it, where the name alone does not tell them.
+
+    >>> longer_name("latent-8", {"train.vae.latent": 8}) == longer_name("latent-8", {"train.autoencoder.latent": 8})
+    False
+    """
+    digest = hashlib.sha256(repr(sorted(one.items())).encode()).hexdigest()[:6]
+    return f"{name[:MOST_NAME]}-{digest}"
 
 
 def _word(value: Any) -> str:

@@ -9,11 +9,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from flows.tune.experiments import NOW, Experiment, figure_of
+from flows.tune.experiments import NOW, Experiment, figure_or_none
 from pipeline.errors import UserError, printable
 
 DASH = "—"
-LOWER_IS_BETTER = ("loss", "false_episodes", "false_positive", "time", "kl")
+LOWER_IS_BETTER = ("loss", "false_episodes", "false_positive", "kl")
 COLOURS = ("#0b6b7a", "#a8503f", "#6f5aa8", "#c08a2b", "#5d8a4c")
 
 
@@ -22,15 +22,17 @@ def lower_is_better(metric: str) -> bool:
 
     >>> lower_is_better("tuning:detectors.vae.validation_loss"), lower_is_better("detectors.vae.auroc")
     (True, False)
+    >>> lower_is_better("evaluation:detectors.pca.median_lead_time_hours")
+    False
     """
     last = metric.rsplit(".", 1)[-1]
     return any(word in last for word in LOWER_IS_BETTER)
 
 
 def ranked(found: Sequence[Experiment], metric: str, lowest: bool) -> list[Experiment]:
-    """The finished ones, the best first; those whose figure is null last."""
+    """The finished ones, the best first; those whose figure is null, or who have none, last."""
     done = [each for each in found if each.state == "success" and each.metrics]
-    figures = {each.name: figure_of(each, metric) for each in done}
+    figures = {each.name: figure_or_none(each, metric) for each in done}
     sign = 1.0 if lowest else -1.0
 
     def key(each: Experiment) -> tuple[bool, float]:
@@ -44,6 +46,12 @@ def changed_keys(found: Sequence[Experiment]) -> list[str]:
     """The settings in which experiments differ from the present ones."""
     now = next(each for each in found if each.name == NOW)
     return sorted({key for each in found for key in each.differs_from(now)})
+
+
+def tuned_on(found: Sequence[Experiment]) -> list[int]:
+    """How many tune failures the finished ones were ranked by, where they are not all the same; else none."""
+    counts = {(each.metrics.get("tuning") or {}).get("tune_failures") for each in found if each.metrics}
+    return sorted(count for count in counts if count is not None) if len(counts) > 1 else []
 
 
 def results_table(found: Sequence[Experiment], metrics: Sequence[str], lowest: bool) -> Table:
@@ -60,8 +68,8 @@ def results_table(found: Sequence[Experiment], metrics: Sequence[str], lowest: b
         table.add_column(escape(metric), justify="right", overflow="fold")
     table.add_column("state", overflow="fold")
     for each in (*order, *rest):
-        values = [_shown(each.params.get(key, DASH)) for key in keys]
-        figures = [_figure(figure_of(each, metric)) if each.metrics else DASH for metric in metrics]
+        values = [_shown(each.setting(key, DASH)) for key in keys]
+        figures = [_figure(figure_or_none(each, metric)) if each.metrics else DASH for metric in metrics]
         state = {"success": "done"}.get(each.state, each.state) if each.name != NOW else "present settings"
         state = f"[red]failed[/red]: {_shown(each.why)}" if each.state == "failed" else state
         name = f"[green]{_shown(each.name)}[/green]" if each.name == best else _shown(each.name)
@@ -77,18 +85,18 @@ def plot_page(found: Sequence[Experiment], key: str, metrics: Sequence[str]) -> 
     """
     from plotly.subplots import make_subplots
 
-    rows = [each for each in found if each.metrics and isinstance(each.params.get(key), int | float)]
-    rows.sort(key=lambda each: float(each.params[key]))
+    rows = [each for each in found if each.metrics and isinstance(each.setting(key), int | float)]
+    rows.sort(key=lambda each: float(each.setting(key)))
     if not rows:
         keys = ", ".join(changed_keys(found)) or "none"
         raise UserError(f"--x: got {key}, expected a number that experiments differ in: {keys}.")
     figure = make_subplots(rows=len(metrics), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for place, metric in enumerate(metrics):
-        points = [(each, figure_of(each, metric)) for each in rows]
+        points = [(each, figure_or_none(each, metric)) for each in rows]
         known = [(each, value) for each, value in points if value is not None]
         colour = COLOURS[place % len(COLOURS)]
         figure.add_scatter(
-            x=[each.params[key] for each, _ in known],
+            x=[each.setting(key) for each, _ in known],
             y=[value for _, value in known],
             text=[each.name for each, _ in known],
             mode="lines+markers",
@@ -119,7 +127,7 @@ def _broken(metric: str) -> str:
 
 def differences(winner: Experiment, now: Experiment) -> list[tuple[str, Any, Any]]:
     """What a winner changes: key, present value, its value."""
-    return [(key, now.params.get(key), value) for key, value in winner.differs_from(now).items()]
+    return [(key, now.setting(key), value) for key, value in winner.differs_from(now).items()]
 
 
 def _figure(value: float | None) -> str:
