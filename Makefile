@@ -53,5 +53,6 @@ lock:
 	.venv-lock/bin/pip freeze --all --exclude hearken --exclude pip | sed 's/+cpu//' > requirements.lock
 	rm -rf .venv-lock
 
+# What comes again by itself; never .hearken, which holds the service: database, releases, score log.
 clean:
-	rm -rf .hearken reports metrics
+	rm -rf reports metrics .mypy_cache .ruff_cache

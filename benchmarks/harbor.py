@@ -14,8 +14,8 @@ is streamed: spectra are made by machine and day, scored by every detector, and 
 - `test`: the seven days before other failures, positive from the true onset, and whole machine-days that are healthy in
   truth, spread over machines and weeks. Nothing here sets anything.
 
-Levels, a policy and a threshold belong together: for each k of n, with healthy scores of each machine brought to the
-fleet's level (`calibrate.levels: machine`) and without, the lowest threshold whose 90 % upper bound of false episodes
+A policy and a threshold belong together: for each k of n (with `--levels fleet machine` also for scores brought to one
+level by machines, as `calibrate.levels: machine` does) the lowest threshold whose 90 % upper bound of false episodes
 on `budget` stays within the budget; of these the one that catches the most tune failures. Bounds are exact Poisson, in
 quasi-Poisson form where the counts of machines vary more than that. Some machine-days that the log calls healthy are
 not, and pages there use up the budget; `--confirmed` leaves them out, as where a crew has confirmed each such page. An
@@ -152,7 +152,7 @@ class Setup:
     tune_failures: int = 28
     test_failures: int = 28
     epochs: int | None = None  # of the networks, at most; None: what params.yaml says
-    levels: tuple[str, ...] = LEVELS_OF  # whose healthy scores are brought to one level; tune failures choose
+    levels: tuple[str, ...] = LEVELS_OF[:1]  # whose healthy scores are brought to one level; tune failures choose
     detectors: tuple[str, ...] = DETECTORS
 
     @property
@@ -1314,7 +1314,7 @@ def main() -> None:
     parser.add_argument("--confirmed", action="store_true", help="no budget day that is ill in truth")
     parser.add_argument("--detectors", nargs="+", default=DETECTORS, choices=DETECTORS)
     parser.add_argument("--hours", choices=("machine", "fleet"), help="that train: each machine's own, or the same")
-    parser.add_argument("--levels", nargs="+", default=LEVELS_OF, choices=LEVELS_OF, help="that are chosen from")
+    parser.add_argument("--levels", nargs="+", default=LEVELS_OF[:1], choices=LEVELS_OF, help="that are chosen from")
     for name, kind in (
         ("machines", int), ("interval-seconds", float), ("days", float), ("train-days", float),
         ("calibration-days", float), ("train-rows", int), ("looks-share", float),

@@ -130,8 +130,9 @@ def ingest(
     out: Annotated[Path, typer.Option(help="Folder of the data set to write or to bring up to date.")],
     timezone: Annotated[str | None, typer.Option(help="IANA name for times without a zone.")] = None,
     time: Annotated[
-        str, typer.Option(help="absolute, or relative: dates are synthetic, spacing is real.")
-    ] = "absolute",
+        str | None,
+        typer.Option(help="absolute, or relative: dates are synthetic, spacing is real; default: as params.yaml says."),
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="1 faulty, 0 healthy, -1 unknown.")] = None,
     params: ParamsOption = DEFAULT_PARAMS,
     *,
@@ -141,7 +142,8 @@ def ingest(
     from pipeline.ingest import ingest_for as run
     from pipeline.params import IngestParams
 
-    _check_time(time)
+    if time is not None:
+        _check_time(time)
     settings = _params(params)
     stated = {"timezone": timezone, "time": time, "label_column": label_column}
     how = _with_options(settings.ingest, IngestParams, stated)
@@ -191,7 +193,9 @@ def backtest(
     time: Annotated[
         str, typer.Option(help="absolute, or relative: dates are synthetic, spacing is real.")
     ] = "absolute",
-    detectors: Annotated[list[str] | None, typer.Option(help="Names, repeated or with commas; default: all.")] = None,
+    detectors: Annotated[
+        list[str] | None, typer.Option(help="Names, repeated or with commas; default: those of params.yaml.")
+    ] = None,
     across_machines: Annotated[bool, typer.Option(help="Leave each machine out in turn.")] = False,
     params: ParamsOption = DEFAULT_PARAMS,
     *,
@@ -280,6 +284,12 @@ def main() -> None:
     except HearkenError as error:
         _complain("failed", error)
         sys.exit(1)
+    except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
+        if error.filename is None:
+            raise
+        place = f"{error.filename}: got {str(error.strerror).lower()!r}, expected a place that can be used so."
+        _complain("error", UserError(place))
+        sys.exit(UserError.exit_code)
 
 
 def _say(line: str) -> None:
@@ -295,7 +305,8 @@ def _params(path: Path) -> Params:
     from pipeline.params import Params, load_params
 
     if path == DEFAULT_PARAMS and not path.exists():
-        return Params()  # outside a checkout the defaults serve
+        Console(stderr=True).print("no params.yaml here: the built-in settings serve, not the repository's")
+        return Params()
     return load_params(path)
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.errors import printable
+from pipeline.errors import UserError, printable
 
 
 def encode(
@@ -32,6 +32,8 @@ def encode(
 
     loaded = chosen_release(release)
     coding_detector(loaded, detector)  # before anything is read
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--out: got {out}, expected a file that is not the source, nor below it.")
     with as_data_set(source) as data_set:
         summary = encode_data_set(loaded, data_set, out, detector)
     header = summary.header

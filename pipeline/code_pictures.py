@@ -194,7 +194,8 @@ def neighbours_of_one_mode(codes_PL: FloatNF, drawn: DrawnRows) -> dict[str, Any
         known = mine & np.isin(mode_M, list(set(mode_M[others])))
         if not known.any():
             continue
-        squared = np.square(white_ML[known][:, None] - white_ML[others]).sum(axis=2)
+        norm_O = np.square(white_ML[others]).sum(axis=1)
+        squared = norm_O - 2 * white_ML[known] @ white_ML[others].T  # less the row's own norm: it moves no nearest
         hits += (mode_M[others][squared.argmin(axis=1)] == mode_M[known]).tolist()
         chances += [float((mode_M[others] == mode).mean()) for mode in mode_M[known]]
     if not hits or len(set(mode_M)) < 2:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from pipeline.detectors import NeuralDetector
 from pipeline.detectors.objectives import INPUT_LIMIT
@@ -104,8 +105,7 @@ class CodesHeader:
             values = json.loads(text or "null")
             if values["format"] != FORMAT:
                 raise ValueError(f"format {values['format']}")
-            kept = {name: values[name] for name in cls.__dataclass_fields__}
-            return cls(**kept | {"fidelity": Fidelity(**kept["fidelity"])})
+            return TypeAdapter(cls).validate_json(text or "null", strict=True)
         except (KeyError, TypeError, ValueError) as error:
             got = "none" if text is None else f"one that cannot be read ({error})"
             expected = f"that of a file that `hearken encode` wrote, format {FORMAT}"
@@ -210,7 +210,7 @@ def encode_data_set(release: Release, data_set: Path, output: Path, detector: st
     bins = load_fleet_spec(fleet_file).bins if fleet_file.exists() else network.baselines.bins
     if bins != network.baselines.bins:
         raise ContractError.of("bins", got=bins, expected=network.baselines.bins, where=fleet_file)
-    for place in (data_set / "spectra", release.folder):
+    for place in (data_set, release.folder):
         if output.resolve().is_relative_to(place.resolve()):
             raise UserError(f"--out: got {output}, expected a file that is not below {place}.")
     if output.is_dir():
@@ -313,11 +313,14 @@ def decode_codes(release: Release, codes: Path, output: Path) -> CodesHeader:
         "bins": table.bins,
         "latent": network.params.latent,
         "baselines": len(table.location),
+        "condition_column": release.condition_column,
     }.items():
         if getattr(header, name) != expected:
             raise ContractError.of(name, got=getattr(header, name), expected=expected, where=codes)
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
         raise UserError(f"--out: got {output}, where something is already, expected a new or an empty folder.")
+    if output.resolve() == Path.cwd():
+        raise UserError(f"--out: got {output}, the current folder, expected another one: it is put in place whole.")
     use_threads(int(release.manifest["threads"]))
     with atomic_folder(output) as folder:
         (folder / "spectra").mkdir()

@@ -127,10 +127,10 @@ def ingest(
             *energies.warnings(opened.unit_name),
         ]
         warnings += [*axis_warning(facts.lacking), *([] if keep is None else [keep.warning])]
-        if opened.times_are_counted and params.time == "absolute":
-            warnings.append("times were counted from a start: if that date is made up, say --time relative")
         spec = fleet_of(opened, facts.bins, axes)
         spec = spec.model_copy(update={"time": "relative"}) if params.time == "relative" else spec
+        if opened.times_are_counted and spec.time == "absolute":
+            warnings.append("times were counted from a start: if that date is made up, say --time relative")
         _stage_rest(opened, staging, spec, log, failures)
         snapshot = {"rows": facts.rows, "machines": len(facts.machines), "bins": facts.bins, "days": facts.days}
         snapshot |= {"first": facts.first, "last": facts.last, "warnings": warnings}

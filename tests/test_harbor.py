@@ -63,6 +63,7 @@ def setup(harbor):
         tune_failures=2,
         test_failures=2,
         detectors=("pca", "energy_zscore"),
+        levels=harbor.LEVELS_OF,
     )
 
 
