@@ -155,6 +155,32 @@ class TestRefused:
         source = written(tmp_path / "s", [wide_spectra(20, 5)])
         with pytest.raises(UserError, match="not below"):
             encode_data_set(wide, source, source / "spectra/codes.parquet")
+        with pytest.raises(UserError, match="not below"):
+            encode_data_set(wide, source, source / "maintenance.parquet")
+
+    @pytest.mark.parametrize(("name", "value"), [("rows", "x"), ("condition_column", 5), ("fidelity", {"unit": 3})])
+    def test_a_footer_that_was_changed(self, wide: Release, tmp_path: Path, name: str, value: Any) -> None:
+        codes = tmp_path / "codes.parquet"
+        header = encode_data_set(wide, written(tmp_path / "s", [wide_spectra(20, 5)]), codes).header
+        text = json.dumps(json.loads(header.to_text()) | {name: value})
+        pq.write_table(read_table(codes).replace_schema_metadata({FOOTER: text}), codes)
+        with pytest.raises(ContractError, match="footer"):
+            CodesHeader.of(codes)
+
+    def test_codes_by_another_condition(self, wide: Release, tmp_path: Path) -> None:
+        codes = tmp_path / "codes.parquet"
+        header = encode_data_set(wide, written(tmp_path / "s", [wide_spectra(20, 5)]), codes).header
+        text = json.dumps(json.loads(header.to_text()) | {"condition_column": "spectrum"})
+        pq.write_table(read_table(codes).replace_schema_metadata({FOOTER: text}), codes)
+        with pytest.raises(ContractError, match="condition_column: got spectrum"):
+            decode_codes(wide, codes, tmp_path / "back")
+
+    def test_the_current_folder(self, wide: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        encode_data_set(wide, written(tmp_path / "s", [wide_spectra(20, 5)]), tmp_path / "codes.parquet")
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        with pytest.raises(UserError, match="the current folder"):
+            decode_codes(wide, tmp_path / "codes.parquet", Path())
 
     def test_codes_of_another_release_and_files_that_are_none(self, wide: Release, tmp_path: Path) -> None:
         source = written(tmp_path / "s", [wide_spectra(20, 5)])
@@ -239,6 +265,18 @@ class TestCommands:
         assert (code, errors.count("\n")) == (2, 1)
         assert errors.startswith("error: release: got ")
         assert hearken("decode", tmp_path, tmp_path / "none.parquet", "--out", tmp_path / "back")[0] == 2
+
+    def test_a_place_at_the_source_or_below_a_file_is_one_line(self, built: Path, hearken: Any, tmp_path: Path) -> None:
+        day, release = tmp_path / "day.parquet", built / "data/release"
+        shutil.copyfile(next(iter(day_files(built / "data/raw"))), day)
+        before = day.read_bytes()
+        code, _, errors = hearken("encode", tmp_path, day, "--out", day, "--release", release)
+        assert (code, len(errors.splitlines())) == (2, 1)
+        assert "not the source, nor below it" in errors
+        assert day.read_bytes() == before
+        below = tmp_path / "day.parquet/codes.parquet"
+        code, _, errors = hearken("encode", tmp_path, built / "data/raw", "--out", below, "--release", release)
+        assert (code, len(errors.splitlines())) == (2, 1)
 
     @staticmethod
     def _another_release(release: Path, folder: Path) -> None:

@@ -556,3 +556,17 @@ def test_real_recordings(tmp_path: Path, name: str, kind: str, failures: int | N
         assert len(stored) == failures
         last = frame[frame.label == 1].groupby("machine_id").timestamp.max().dt.tz_localize("UTC")
         assert {row["machine_id"]: row["time"] for row in stored} == last.to_dict()
+
+
+def test_params_yaml_says_what_no_option_does(tmp_path: Path, hearken: Callable[..., tuple[int, str, str]]) -> None:
+    source = tmp_path / "rows.csv"
+    lines = [f"a,2025-01-01T{hour:02}:00:00Z,{hour + 1},2" for hour in range(24)]
+    source.write_text("\n".join(["machine_id,timestamp,bin_00,bin_01", *lines]) + "\n")
+    (tmp_path / "params.yaml").write_text("ingest: {time: relative}\n")
+    assert hearken("ingest", tmp_path, source, "--out", tmp_path / "as-told")[0] == 0
+    assert load_fleet_spec(tmp_path / "as-told/fleet.yaml").time == "relative"
+    assert hearken("ingest", tmp_path, source, "--out", tmp_path / "asked", "--time", "absolute")[0] == 0
+    assert load_fleet_spec(tmp_path / "asked/fleet.yaml").time == "absolute"
+    code, _, errors = hearken("ingest", tmp_path, source, "--out", source / "below")
+    assert (code, len(errors.splitlines())) == (2, 1)
+    assert "rows.csv" in errors
