@@ -89,7 +89,8 @@ def test_a_machine_that_degrades_over_months_is_paged_and_teaches_nothing(tmp_pa
         assert not list_retrainings(story.engine), [drift.verdict for drift in list_drifts(story.engine)]
         alerts = [alert for alert in paged(story, machine) if alert.id not in before]
         assert alerts, "it was heard"
-        assert alerts[-1].closed_at is None, "and nobody has mended it"
+        last = max(alert.closed_at or story.moment(LAST) for alert in alerts)
+        assert last > story.moment(LAST - STEP), "and to the end: nobody has mended it"
         assert alerts[0].opened_at > story.moment(ONSET)
 
         story.run("build/build", gpu_deployment=None, params_overrides=here)
