@@ -323,7 +323,8 @@ def _with_options(section: Section, kind: type[S], given: dict[str, Any]) -> S:
     except ValidationError as error:
         first = error.errors()[0]
         option = str(first["loc"][-1]).replace("_", "-")
-        raise ParamsError(f"--{option}: got {first['input']!r}, expected: {first['msg']}.") from None
+        expected = first["msg"].removeprefix("Input should be ")
+        raise ParamsError(f"--{option}: got {first['input']!r}, expected: {expected}.") from None
 
 
 def _check_time(time: str) -> None:
