@@ -58,6 +58,26 @@ class Intervals:
         """The intervals that the mask keeps."""
         return Intervals(self.machine_K[mask_K], self.start_K[mask_K], self.end_K[mask_K])
 
+    def joined(self, gap_us: int) -> Intervals:
+        """Intervals of a machine that lie at most so far apart, as one from the first's start to the last's end.
+
+        >>> code, start = np.array([1, 0, 0, 0], np.int32), np.array([5, 20, 0, 4])
+        >>> found = Intervals(code, start, start + 2).joined(3)
+        >>> found.machine_K.tolist(), found.start_K.tolist(), found.end_K.tolist()
+        ([0, 0, 1], [0, 20, 5], [6, 22, 7])
+        """
+        if not len(self.machine_K):
+            return self
+        order = np.lexsort((self.start_K, self.machine_K))
+        machine_K, start_K, end_K = self.machine_K[order], self.start_K[order], self.end_K[order]
+        latest_K = end_K.copy()
+        for code in np.unique(machine_K):  # the latest end of a machine so far
+            mine = machine_K == code
+            latest_K[mine] = np.maximum.accumulate(end_K[mine])
+        apart = (np.diff(machine_K) != 0) | (start_K[1:] - latest_K[:-1] > gap_us)
+        first = np.flatnonzero(np.r_[True, apart])
+        return Intervals(machine_K[first], start_K[first], np.maximum.reduceat(end_K, first))
+
 
 def intervals_of(table: pa.Table, start: str, end: str, machines: Sequence[str]) -> Intervals:
     """The intervals of a log or of a table of failures."""

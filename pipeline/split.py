@@ -59,6 +59,9 @@ LABELS = tuple(str(label) for label in Label)
 LISTED = 50  # machines and failures named in the metrics
 KEPT, TRUSTED = ("ok", "suspect"), ("ok",)  # by validation: judged, and learned from
 WHERE = "data/raw and its maintenance log"
+SPELL_HOURS = (
+    48.0  # unanswered alerts of a machine no further apart are one: cool-down and quiet part those of one fault
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def _rows(
     confirmed, opened = (alerts_of(feedback, state, newest, machines) for state in ("confirmed", "open"))
     ill = confirmed.begun_before(round(params.horizon_hours * MICROSECONDS_PER_HOUR))
     status_N[timeline.covered(ill, closed=True) & (status_N < LogStatus.ALERT)] = LogStatus.ALERT
-    open_N = timeline.covered(opened, closed=True)
+    open_N = timeline.covered(opened.joined(round(SPELL_HOURS * MICROSECONDS_PER_HOUR)), closed=True)
     healthy_N = status_N == LogStatus.HEALTHY
     if change is not None:  # so soon after it nothing is confirmed; what is before it can wait for its confirmation
         healthy_N |= new_N & (status_N == LogStatus.UNCONFIRMED)

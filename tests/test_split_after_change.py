@@ -213,6 +213,17 @@ class TestSlowDegradation:
             assert not set(role[since]) & {"train", "validation", "baseline"}
             assert (role[~since] == arrays(plain)[2][~since]).all()
 
+    def test_what_lies_between_unanswered_alerts_of_two_days_goes_with_them(self) -> None:
+        params = PARAMS.model_copy(update={"unseen_machine_share": 0.0, "changed_at": None})
+        pages = [("a", day, day + 0.1, "open") for day in (10, 11.5, 13, 20)]
+        table = done(params=params, feedback=alerts(*pages)).table
+        machine, days, role, _ = arrays(table)
+        learns = np.isin(role, ["train", "validation"])
+        spell = (machine == "a") & (days >= 10) & (days <= 13.1)
+        assert not learns[spell].any()
+        assert learns[(machine == "a") & (days > 13.2) & (days < 20)].all(), "a week apart they are two"
+        assert learns[(machine == "b") & (days >= 10) & (days <= 13.1)].all()
+
     def test_a_machine_that_did_not_change_with_its_group_keeps_its_epoch(self) -> None:
         params = PARAMS.model_copy(update={"changed_machines": ("a",)})
         table = done(params=params, feedback=alerts(("b", 60, None, "open"))).table
