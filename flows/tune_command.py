@@ -166,9 +166,7 @@ def _clone(*, new: bool) -> Iterator[Workspace]:
 
     settings = Settings.of(checkout_above())
     if new:
-        here = replace(
-            settings, repository=str(settings.checkout)
-        )  # its edits are tried, whoever builds from elsewhere
+        here = replace(settings, repository=str(settings.checkout))  # its edits are what is tried
         with open_workspace(here, clone=True, name=CLONE, revision=revision_of(settings)) as workspace:
             keep_objects(workspace)
             for key, value in (("user.name", "Hearken"), ("user.email", "hearken@localhost")):
@@ -210,7 +208,7 @@ def _show(found: list[Experiment], metrics: list[str], lowest: bool) -> None:
         )
     if by == "tuning" and (counts := tuned_on(found)):
         told = " and ".join(str(count) for count in counts)
-        _say(f"note: not all were ranked by the same tune failures ({told} of them): their order is not one of like")
+        _say(f"note: not all were ranked by the same tune failures ({told} of them): like does not stand beside like")
 
 
 def _apply_best(found: list[Experiment], metric: str, lowest: bool) -> None:
