@@ -47,7 +47,9 @@ app.add_typer(alerts, name="alerts")
 app.add_typer(drifts, name="drifts")
 app.add_typer(tune, name="tune")
 
-ParamsOption = Annotated[Path, typer.Option("--params", help="Settings to use.")]
+ParamsOption = Annotated[
+    Path, typer.Option("--params", help="Settings; where there is no such file the built-in ones serve, which differ.")
+]
 DEFAULT_PARAMS = Path("params.yaml")
 
 
@@ -305,8 +307,7 @@ def _params(path: Path) -> Params:
     from pipeline.params import Params, load_params
 
     if path == DEFAULT_PARAMS and not path.exists():
-        Console(stderr=True).print("no params.yaml here: the built-in settings serve, not the repository's")
-        return Params()
+        return Params()  # outside a checkout the defaults serve
     return load_params(path)
 
 
