@@ -17,6 +17,16 @@ from pipeline.detectors.networks import Activation, activate
 ROWS_KERNEL = 3  # consecutive rows that a convolution sees
 
 
+def _remembered(memory: nn.LSTM, x_BWF: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """What an LSTM makes of rows; on processors in float32, since not all of them have one in bfloat16."""
+    if x_BWF.device.type != "cpu":
+        states, last = memory(x_BWF)
+        return states, last
+    with torch.autocast("cpu", enabled=False):
+        states, last = memory(x_BWF.float())
+    return states, last
+
+
 class LstmEncoder(nn.Module):
     """(B, D) -> (B, outputs): the last state of an LSTM that reads the window's rows, oldest first.
 
@@ -34,7 +44,7 @@ class LstmEncoder(nn.Module):
 
     def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
         """Codes."""
-        _, (state_1BH, _) = self.memory(x_BD.view(-1, self.rows, self.bins))
+        _, (state_1BH, _) = _remembered(self.memory, x_BD.view(-1, self.rows, self.bins))
         result: torch.Tensor = self.head(state_1BH[0])
         return result
 
@@ -50,7 +60,7 @@ class LstmDecoder(nn.Module):
 
     def forward(self, z_BL: torch.Tensor) -> torch.Tensor:
         """Reconstructions."""
-        states_BWH, _ = self.memory(z_BL[:, None].expand(-1, self.rows, -1))
+        states_BWH, _ = _remembered(self.memory, z_BL[:, None].expand(-1, self.rows, -1))
         result: torch.Tensor = self.head(states_BWH)
         return result.flatten(1)
 
