@@ -59,9 +59,7 @@ LABELS = tuple(str(label) for label in Label)
 LISTED = 50  # machines and failures named in the metrics
 KEPT, TRUSTED = ("ok", "suspect"), ("ok",)  # by validation: judged, and learned from
 WHERE = "data/raw and its maintenance log"
-SPELL_HOURS = (
-    48.0  # unanswered alerts of a machine no further apart are one: cool-down and quiet part those of one fault
-)
+SPELL_HOURS = 48.0  # unanswered alerts of a machine no further apart are one: a cool-down parts those of one fault
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+
 from flows.repository import run_git
 from flows.settings import Settings, child_environment
 from flows.workspace import override_params
@@ -142,6 +144,11 @@ class ServerPlant:
         found = client.read_deployment_by_name(deployment)
         run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
         return self.finish(client, run.id, deadline)
+
+    def trainings(self, client: Any) -> list[Any]:
+        """Runs of `train-on-gpu`, the newest last."""
+        named = DeploymentFilter(name=DeploymentFilterName(any_=["train-on-gpu"]))
+        return sorted(client.read_flow_runs(deployment_filter=named), key=lambda run: run.created)
 
     def hearken(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command of a person in the checkout, with the default worker's home."""

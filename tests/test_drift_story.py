@@ -244,8 +244,8 @@ def test_a_drift_is_told_from_a_fault_and_ends_with_a_better_release(story: Stor
     retrained(story, kill=True)
     (wish,) = list_retrainings(engine)
     assert wish.state in (RetrainingState.PROMOTED, RetrainingState.SHADOW), wish.error
-    crashed = [run for run in _training_runs(story) if run.state.is_crashed()]
-    assert [run.state.name for run in _training_runs(story)].count("Completed") == 1
+    crashed = [run for run in plant.trainings(story.client) if run.state.is_crashed()]
+    assert [run.state.name for run in plant.trainings(story.client)].count("Completed") == 1
     assert len(crashed) == 1
     assert "goes on" in (plant.folder / "gpu.log").read_text() or "from its checkpoint" in plant.logs()
     if wish.state is RetrainingState.SHADOW:
@@ -269,11 +269,6 @@ def test_a_drift_is_told_from_a_fault_and_ends_with_a_better_release(story: Stor
     assert registry.in_service(engine).id == first
     assert run_git(plant.folder / "repository.git", "tag").splitlines() == ["release/v1", "release/v2"]
     assert run_git(plant.folder / "repository.git", "branch", "--list", "build/*") == ""
-
-
-def _training_runs(story: Story) -> list[Any]:
-    named = DeploymentFilter(name=DeploymentFilterName(any_=["train-on-gpu"]))
-    return list(story.client.read_flow_runs(deployment_filter=named))
 
 
 def _was_trained_by_the_other_worker(story: Story, second: str, first: str) -> None:

@@ -114,13 +114,6 @@ def client_of(served: Served) -> Iterator[Any]:
         yield client
 
 
-def trainings(client: Any) -> list[Any]:
-    """Runs of `train-on-gpu`, the newest last."""
-    named = DeploymentFilter(name=DeploymentFilterName(any_=["train-on-gpu"]))
-    found = client.read_flow_runs(deployment_filter=named)
-    return sorted(found, key=lambda run: run.created)
-
-
 def start(client: Any, deployment: str) -> Any:
     return client.create_flow_run_from_deployment(client.read_deployment_by_name(deployment).id).id
 
@@ -170,8 +163,11 @@ def test_a_cancelled_retraining_ends_its_training_and_changes_nothing(served: Se
         client.set_flow_run_state(run, Cancelling(message="a person"))
         served.wait(lambda: client.read_flow_run(run).state.is_final(), "the end of the run")
         assert client.read_flow_run(run).state.is_cancelled()
-        served.wait(lambda: all(run.state.is_final() for run in trainings(client)), "the end of the run that trains")
-        assert trainings(client)[-1].state.is_cancelled()
+        served.wait(
+            lambda: all(run.state.is_final() for run in served.plant.trainings(client)),
+            "the end of the run that trains",
+        )
+        assert served.plant.trainings(client)[-1].state.is_cancelled()
         served.wait(lambda: not served.at_work(), "the end of the training")
     assert served.wish(number).state is RetrainingState.CANCELLED
     assert champion(served) == before
@@ -190,7 +186,7 @@ def test_after_a_power_cut_at_the_gpu_worker_another_goes_on(served: Served) -> 
         served.gpu.wait()
         served.gpu = served.plant.start_worker("gpu")
         served.plant.finish(client, run, served.deadline)
-        states = [each.state.name for each in trainings(client)]
+        states = [each.state.name for each in served.plant.trainings(client)]
     assert states.count("Crashed") == 1
     assert served.wish(number).state in ENDED
     assert served.wish(number).attempts == 1

@@ -24,7 +24,7 @@ from pipeline.score_log.files import log_days, open_log_file, over_days
 from pipeline.score_log.read import groups_with, read_groups
 
 WRONG_CLOCK_HOURS = 2.0  # a few rows further ahead than this have a wrong clock
-FULLER_DAYS = 7  # with as many rows and more: if none of them makes the newest rows look few, they are not
+DAYS_BEFORE = 30  # that rows are held against: if none of them makes them look few, no wrong clock made them
 POOL = 4  # times the wanted rows, of which the final ones are chosen
 LOG_COLUMNS = ("file", "row", "machine_id", "timestamp", "epoch", "baseline", "release")
 
@@ -147,15 +147,8 @@ def _is_stray(pool: _Pool, log: Path, earlier: Sequence[str]) -> bool:
                 rows += file.metadata.num_rows
         return rows
 
-    found, fuller = sum(pool.hours.values()), 0
-    for day in earlier:
-        rows = sum(over_days(log, [day], read))
-        if found <= STRAY_SHARE * rows:
-            return True
-        fuller += rows >= found
-        if fuller == FULLER_DAYS:
-            break
-    return False
+    found = sum(pool.hours.values())
+    return any(found <= STRAY_SHARE * sum(over_days(log, [day], read)) for day in earlier[:DAYS_BEFORE])
 
 
 def _groups(path: Path, end_us: int) -> list[pa.Table]:
