@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,16 @@ from pipeline.errors import UserError
 from pipeline.policy_choice import bound_of_mean
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))  # they are not installed
+
+import harbor  # noqa: E402
+from harbor_fleet import scoring  # noqa: E402
+from harbor_fleet.judging import calibrated, dispersion, episodes_above, machine_of_rows, policies  # noqa: E402
+from harbor_fleet.plan import CALIBRATION_LOOK_DAYS, LOOK_DAYS, Failure, plan, spread, taken_in_turn  # noqa: E402
+from harbor_fleet.plant import DAY, HORIZON, LEVELS_OF, Plant, Setup  # noqa: E402
+from harbor_fleet.scoring import scored_fleet  # noqa: E402
+from harbor_fleet.training import settings_of  # noqa: E402
+
 REPORTED = (
     "events",
     "events_by_chance",
@@ -37,19 +46,8 @@ REPORTED = (
 
 
 @pytest.fixture(scope="module")
-def harbor():
-    spec = importlib.util.spec_from_file_location("harbor", ROOT / "benchmarks/harbor.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["harbor"] = module  # its dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def setup(harbor):
-    return harbor.Setup(
+def setup():
+    return Setup(
         seed=1,
         machines=12,
         interval_seconds=600,
@@ -63,7 +61,7 @@ def setup(harbor):
         tune_failures=2,
         test_failures=2,
         detectors=("pca", "energy_zscore"),
-        levels=harbor.LEVELS_OF,
+        levels=LEVELS_OF,
     )
 
 
@@ -73,7 +71,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def result(harbor, setup, cache):
+def result(setup, cache):
     return harbor.measured([setup], cache)
 
 
@@ -92,9 +90,9 @@ def test_a_fleet_goes_through_the_real_stages_to_every_reported_figure(result, s
     json.dumps(result, allow_nan=False)
 
 
-def test_scores_in_the_cache_give_the_same_figures_without_training(harbor, setup, cache, result, monkeypatch) -> None:
-    monkeypatch.setattr(harbor, "train_all", None)
-    monkeypatch.setattr(harbor, "score_part", None)
+def test_scores_in_the_cache_give_the_same_figures_without_training(setup, cache, result, monkeypatch) -> None:
+    monkeypatch.setattr(scoring, "train_all", None)
+    monkeypatch.setattr(scoring, "score_part", None)
     again = harbor.measured([setup], cache)["by_fleet"][0]
     first = result["by_fleet"][0]
     assert {key: again[key] for key in again if key != "wall_s"} == {
@@ -102,23 +100,23 @@ def test_scores_in_the_cache_give_the_same_figures_without_training(harbor, setu
     }
 
 
-def test_confirmed_pages_leave_only_truly_healthy_days_to_the_budget(harbor, setup, cache, result) -> None:
+def test_confirmed_pages_leave_only_truly_healthy_days_to_the_budget(setup, cache, result) -> None:
     confirmed = harbor.measured([setup], cache, confirmed=True)
     assert confirmed["confirmed"]
     assert all(not figures["budget_pages_ill_in_truth"] for figures in confirmed["by_fleet"][0]["detectors"].values())
-    fleet = harbor.scored_fleet(setup, cache)
-    budget = harbor.calibrated(fleet, 600_000_000, harbor.settings_of(setup), "fleet").judged["budget"]
+    fleet = scored_fleet(setup, cache)
+    budget = calibrated(fleet, 600_000_000, settings_of(setup), "fleet").judged["budget"]
     ill = result["by_fleet"][0]["budget_days_ill_in_truth"]
     assert 0 < ill == budget.ill_S.sum()
     assert budget.days - ill - 0.5 < budget.without_ill().days < budget.days - 0.5
 
 
-def test_levels_of_machines_judge_the_same_scores(harbor, setup, cache, result, monkeypatch) -> None:
-    monkeypatch.setattr(harbor, "train_all", None)
+def test_levels_of_machines_judge_the_same_scores(setup, cache, result, monkeypatch) -> None:
+    monkeypatch.setattr(scoring, "train_all", None)
     assert dataclasses.replace(setup, levels=("machine",)).key() == setup.key()
-    params, fleet = harbor.settings_of(setup), harbor.scored_fleet(setup, cache)
-    plain, leveled = (harbor.calibrated(fleet, 600_000_000, params, levels) for levels in harbor.LEVELS_OF)
-    machine = harbor.machine_of_rows(fleet.plan.parts["calibration"], fleet.scores["calibration"])
+    params, fleet = settings_of(setup), scored_fleet(setup, cache)
+    plain, leveled = (calibrated(fleet, 600_000_000, params, levels) for levels in LEVELS_OF)
+    machine = machine_of_rows(fleet.plan.parts["calibration"], fleet.scores["calibration"])
     scores, brought = (each.references["pca"].scores for each in (plain, leveled))
     for one in range(setup.machines):
         ratio = (scores / brought)[machine == one]
@@ -127,7 +125,7 @@ def test_levels_of_machines_judge_the_same_scores(harbor, setup, cache, result, 
     assert set(leveled.judged["test"].scores) == {*setup.detectors, "ensemble"}
     figures = result["by_fleet"][0]["detectors"]["pca"]
     assert figures["policies"].keys() == {
-        f"{each.k} of {each.n}, {levels}" for each in harbor.policies(600_000_000) for levels in harbor.LEVELS_OF
+        f"{each.k} of {each.n}, {levels}" for each in policies(600_000_000) for levels in LEVELS_OF
     }
     assert figures["tune_caught"] == max(figures["policies"].values())
 
@@ -136,18 +134,18 @@ def _high(values, group):
     return [np.log(np.percentile(values[group == one], 90)) for one in np.unique(group)]
 
 
-def test_what_judges_is_later_and_nothing_is_used_twice(harbor, setup) -> None:
-    plant = harbor.Plant(setup)
-    planned = harbor.plan(plant)
+def test_what_judges_is_later_and_nothing_is_used_twice(setup) -> None:
+    plant = Plant(setup)
+    planned = plan(plant)
     assert max(stretch.end for stretch in planned.training) <= setup.train_days
     parts = planned.parts
     for what in ("calibration", "budget"):
         days = [stretch.begin for stretch in parts[what].stretches]
-        assert setup.train_days + harbor.HORIZON <= min(days)
+        assert setup.train_days + HORIZON <= min(days)
         assert max(days) < setup.calibration[1]
-    assert min(stretch.begin for stretch in parts["test"].stretches) >= setup.calibration[1] + harbor.HORIZON
+    assert min(stretch.begin for stretch in parts["test"].stretches) >= setup.calibration[1] + HORIZON
     early = [(each.machine, int(each.begin)) for what in ("calibration", "budget") for each in parts[what].stretches]
-    looks = harbor.CALIBRATION_LOOK_DAYS * setup.machines
+    looks = CALIBRATION_LOOK_DAYS * setup.machines
     assert len(set(early)) == len(early) == looks + setup.budget_days
     minutes = [len(stretch.minutes) for stretch in parts["calibration"].stretches]
     assert sum(minutes) == pytest.approx(setup.calibration_hours * 60, rel=0.01)
@@ -160,31 +158,31 @@ def test_what_judges_is_later_and_nothing_is_used_twice(harbor, setup) -> None:
             assert all(fault.end <= stretch.begin or fault.onset >= stretch.end for fault in mine)
 
 
-def test_a_share_of_the_rows_that_train_are_minutes_of_many_days(harbor, setup) -> None:
+def test_a_share_of_the_rows_that_train_are_minutes_of_many_days(setup) -> None:
     wanted = dataclasses.replace(setup, train_rows=setup.machines * 240, interval_seconds=60.0, looks_share=0.75)
-    plant = harbor.Plant(wanted)
-    minutes = [stretch for stretch in harbor.plan(plant).training if stretch.minutes]
+    plant = Plant(wanted)
+    minutes = [stretch for stretch in plan(plant).training if stretch.minutes]
     mine = [stretch for stretch in minutes if stretch.machine == 1]
-    assert len(mine) == len({stretch.begin for stretch in mine}) == min(harbor.LOOK_DAYS, wanted.train_days)
+    assert len(mine) == len({stretch.begin for stretch in mine}) == min(LOOK_DAYS, wanted.train_days)
     assert sum(len(stretch.minutes) for stretch in mine) == 180
     assert all(stretch.begin <= at < stretch.end for stretch in mine for at in stretch.minutes)
     heard = sum(table.num_rows for stretch in mine for table in plant.tables(stretch))
     assert 0.9 * 180 < heard <= 1.02 * 180, "a row a minute, but for those that got lost"
-    hours = [stretch for stretch in harbor.plan(plant).training if not stretch.minutes]
+    hours = [stretch for stretch in plan(plant).training if not stretch.minutes]
     assert len(hours) == wanted.machines
 
 
-def test_training_hours_are_each_machines_own_or_the_same_of_all(harbor, setup) -> None:
+def test_training_hours_are_each_machines_own_or_the_same_of_all(setup) -> None:
     for hours, same in (("machine", False), ("fleet", True)):
-        planned = harbor.plan(harbor.Plant(dataclasses.replace(setup, hours=hours, looks_share=0.0)))
+        planned = plan(Plant(dataclasses.replace(setup, hours=hours, looks_share=0.0)))
         begins = [{s.begin for s in planned.training if s.machine == machine} for machine in range(12)]
         assert {len(mine) for mine in begins} == {50}  # 3,600 rows of 12 machines and 6 an hour
         assert (begins[0] == begins[1]) is same
 
 
-def test_rows_of_a_stretch_are_those_that_a_scorer_takes(harbor, setup) -> None:
-    plant = harbor.Plant(setup)
-    first = harbor.plan(plant).parts["test"].stretches[0]
+def test_rows_of_a_stretch_are_those_that_a_scorer_takes(setup) -> None:
+    plant = Plant(setup)
+    first = plan(plant).parts["test"].stretches[0]
     heard = plant.hear(first)
     assert 900 < len(heard) <= 1_008  # seven days, an hour lost now and then
     assert (np.diff(heard.time_us_N) > 0).all()
@@ -192,64 +190,64 @@ def test_rows_of_a_stretch_are_those_that_a_scorer_takes(harbor, setup) -> None:
     assert (heard.spectra_NF >= 0).all()
 
 
-def test_a_failure_is_positive_from_its_true_onset(harbor, setup) -> None:
-    plant = harbor.Plant(setup)
-    part = harbor.plan(plant).parts["test"]
+def test_a_failure_is_positive_from_its_true_onset(setup) -> None:
+    plant = Plant(setup)
+    part = plan(plant).parts["test"]
     windows = {stretch.circle: stretch for stretch in part.stretches if stretch.window}
     for event in part.events:
         window = windows[event.machine]
         fault = next(f for f in plant.history.faults if f.machine == window.machine and f.end == window.end)
         onset = max(0.0, fault.onset - window.begin)
-        assert event.start_us == pytest.approx(onset * harbor.DAY, abs=1)
-        assert event.end_us == round(harbor.HORIZON * harbor.DAY)
+        assert event.start_us == pytest.approx(onset * DAY, abs=1)
+        assert event.end_us == round(HORIZON * DAY)
 
 
 @pytest.mark.parametrize(("k", "n"), [(1, 1), (3, 5), (12, 20)])
-def test_episodes_found_in_the_rows_that_exceed_are_those_of_the_alert_policy(harbor, k, n) -> None:
+def test_episodes_found_in_the_rows_that_exceed_are_those_of_the_alert_policy(k, n) -> None:
     rng = np.random.default_rng(3)
     machine = np.repeat(np.arange(4, dtype=np.int32), 2_000)
     time_us = np.tile(np.cumsum(rng.integers(1, 3, 2_000)) * 10_000_000, 4)
     score = np.convolve(rng.normal(size=8_000), np.ones(8), "same").astype(np.float32)
     line = Timeline.of(machine, time_us, AlertPolicy(k, n, 15 * n * 1_000_000, 300_000_000))
     for threshold in (-1.0, 0.5, 2.0, 4.0, 99.0):
-        found, known = harbor.episodes_above(line, score, threshold), line.episodes(line.alert_rows(score > threshold))
+        found, known = episodes_above(line, score, threshold), line.episodes(line.alert_rows(score > threshold))
         np.testing.assert_array_equal(found.first, known.first)
         np.testing.assert_array_equal(found.last, known.last)
 
 
-def test_every_mode_has_its_turn_and_too_few_failures_are_refused(harbor) -> None:
-    pool = [harbor.Failure(index, mode, 1.0, 9.0, True) for mode in "abc" for index in range(6 if mode == "a" else 2)]
+def test_every_mode_has_its_turn_and_too_few_failures_are_refused() -> None:
+    pool = [Failure(index, mode, 1.0, 9.0, True) for mode in "abc" for index in range(6 if mode == "a" else 2)]
     rng = np.random.default_rng(0)
-    modes = [failure.mode for failure in harbor.taken_in_turn(pool, 6, rng, "x")]
+    modes = [failure.mode for failure in taken_in_turn(pool, 6, rng, "x")]
     assert sorted(modes) == ["a", "a", "b", "b", "c", "c"]
     with pytest.raises(UserError, match="got 10 failures, expected 11"):
-        harbor.taken_in_turn(pool, 11, rng, "x")
+        taken_in_turn(pool, 11, rng, "x")
 
 
-def test_machine_days_are_spread_over_machines_and_weeks(harbor) -> None:
+def test_machine_days_are_spread_over_machines_and_weeks() -> None:
     free = np.ones((20, 28), bool)
     free[3, 4:] = False
-    chosen = harbor.spread(free, 80, np.random.default_rng(1), "x")
+    chosen = spread(free, 80, np.random.default_rng(1), "x")
     assert len(set(chosen)) == 80
     machine, day = np.array(chosen).T
     assert (np.bincount(machine) == 4).all()
     assert (np.bincount(day[machine != 3] // 7) == 19).all()
     with pytest.raises(UserError, match="expected 600"):
-        harbor.spread(free, 600, np.random.default_rng(1), "x")
+        spread(free, 600, np.random.default_rng(1), "x")
 
 
-def test_epochs_change_the_networks_and_nothing_else(harbor, setup) -> None:
-    few = harbor.settings_of(dataclasses.replace(setup, epochs=4)).train
-    usual = harbor.settings_of(setup).train
+def test_epochs_change_the_networks_and_nothing_else(setup) -> None:
+    few = settings_of(dataclasses.replace(setup, epochs=4)).train
+    usual = settings_of(setup).train
     assert (few.autoencoder.optimiser.max_epochs, few.vae.optimiser.max_epochs, few.vae.warmup_epochs) == (4, 4, 2)
     assert few.pca == usual.pca
     assert few.autoencoder.latent == usual.autoencoder.latent
 
 
-def test_bounds_widen_where_machines_differ(harbor) -> None:
+def test_bounds_widen_where_machines_differ() -> None:
     even, uneven = (
-        harbor.dispersion(np.full(20, 2.0), np.ones(20)),
-        harbor.dispersion(np.r_[40.0, np.zeros(19)], np.ones(20)),
+        dispersion(np.full(20, 2.0), np.ones(20)),
+        dispersion(np.r_[40.0, np.zeros(19)], np.ones(20)),
     )
     assert even == 1.0
     assert uneven == pytest.approx(40.0)

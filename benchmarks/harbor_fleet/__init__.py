@@ -1,0 +1,1 @@
+"""The parts of benchmarks/harbor.py: a fleet that is heard, planned, trained on, scored and judged."""
