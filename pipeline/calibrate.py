@@ -19,7 +19,7 @@ from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.intervals import rate_with_interval
 from pipeline.levels import baseline_levels, group_levels
 from pipeline.measure import Measured, Scored, condition_column, load_detectors, measure, measure_rows, scores_table
-from pipeline.params import WINDOW_DETECTORS, CalibrateParams, EnsembleParams, Params, load_params
+from pipeline.params import CalibrateParams, EnsembleParams, Params, load_params
 from pipeline.pareto import TailFit, fit_tail, rows_needed, tier_threshold
 from pipeline.policy_choice import PolicyChoice, ScoredRows, TuneFailureRows, choose_policy
 from pipeline.rows import Rows, has_role, rows_without_spectra, spectra_pieces
@@ -319,8 +319,7 @@ def ensemble_rule(params: EnsembleParams, detectors: tuple[str, ...]) -> Ensembl
     >>> ensemble_rule(EnsembleParams(), ("pca", "vae"))
     EnsembleRule(members=('pca', 'vae'), agree=1)
     """
-    single = tuple(name for name in detectors if name not in WINDOW_DETECTORS)  # those that service can ask
-    members = tuple(name for name in params.members or single if name in single)
+    members = params.heard(detectors)
     return EnsembleRule(members, min(params.agree, len(members))) if len(members) > 1 else None
 
 

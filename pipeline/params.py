@@ -6,6 +6,7 @@ Read once at the door of each stage. An unknown key or a value out of range name
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -31,6 +32,7 @@ DEFAULT_DETECTORS = (
     "isolation_forest",
     "fleet_relative",
 )
+DEFAULT_MEMBERS = ("autoencoder", "pca", "energy_zscore")  # few that hear different things: each raises the bar for all
 WINDOW_DETECTORS = ("window_autoencoder",)  # see rows before a row: judged by builds, and not in service
 DETECTOR_NAMES = (*DEFAULT_DETECTORS, *WINDOW_DETECTORS, "absolute_limit")  # the last: where fleet.yaml has limits
 NEURAL_DETECTORS = ("autoencoder", "vae", *WINDOW_DETECTORS)
@@ -180,11 +182,11 @@ class SplitParams(Section):
     horizon_hours: Hours = 168.0
     run_in_hours: Hours = 24.0
     purge_hours: Hours | None = None  # None: the horizon
-    train_share: Annotated[float, Field(gt=0, lt=1)] = 0.45  # of the time span, train and validation together
-    calibration_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    train_share: Annotated[float, Field(gt=0, lt=1)] = 0.3  # of the time span, train and validation together
+    calibration_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the train span, in blocks of whole days
     unseen_machine_share: Annotated[float, Field(ge=0, lt=1)] = 0.12
-    tune_failure_share: Share = 0.5
+    tune_failure_share: Share = 0.4
     boundaries: Literal["calendar", "machine"] = "calendar"
     changed_at: dt.datetime | None = None  # the fleet changed here: a new epoch, calibrated anew (provisional release)
     changed_machines: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # that changed; None: all
@@ -231,7 +233,7 @@ class OptimiserParams(Section):
 
     name: Literal["adamw", "rmsprop", "sgd", "adagrad"] = "adamw"
     schedule: Literal["one_cycle", "cosine", "constant", "step"] = "one_cycle"  # of the learning rate
-    max_epochs: Count = 30
+    max_epochs: Count = 16
     patience: Count = 4
     batch_rows: Annotated[int, Field(ge=8)] = 1024
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3
@@ -523,8 +525,21 @@ class PolicyParams(Section):
 class EnsembleParams(Section):
     """What several detectors say of a row together; there is one as soon as there are two members."""
 
-    members: tuple[DetectorName, ...] | None = None  # None: all detectors
+    members: tuple[DetectorName, ...] | None = None  # None: DEFAULT_MEMBERS that are detectors; where none two are, all
     agree: Annotated[int, Field(ge=1, le=16)] = 1  # members that must find a row as rare as the score says
+
+    def heard(self, detectors: Iterable[str]) -> tuple[str, ...]:
+        """Members among some detectors; those that see windows have no score in service.
+
+        >>> EnsembleParams().heard(DEFAULT_DETECTORS)
+        ('autoencoder', 'pca', 'energy_zscore')
+        >>> EnsembleParams().heard(("vae", "pca", "window_autoencoder"))
+        ('vae', 'pca')
+        """
+        single = [name for name in detectors if name not in WINDOW_DETECTORS]
+        usual = [name for name in DEFAULT_MEMBERS if name in single]
+        asked = self.members or (usual if len(usual) > 1 else single)
+        return tuple(name for name in asked if name in single)
 
 
 class ChoiceParams(Section):
@@ -750,7 +765,8 @@ class Params(Section):
             raise ValueError(f"got release.detector={self.release.detector}, expected one of detectors, or {ENSEMBLE}")
         if not self.serving_detectors:
             raise ValueError(f"got detectors={list(self.detectors)}, expected one that scores single rows, for service")
-        members = self.calibrate.ensemble.members or self.serving_detectors
+        ensemble = self.calibrate.ensemble
+        members = ensemble.members or ensemble.heard(self.detectors)
         unserved = [name for name in (self.release.detector, *members) if name in WINDOW_DETECTORS]
         if unserved:
             what = "release.detector" if self.release.detector in unserved else "calibrate.ensemble.members"
@@ -760,8 +776,8 @@ class Params(Section):
             raise ValueError(f"got calibrate.ensemble.members={list(members)}, expected some of detectors")
         if self.release.detector == ENSEMBLE and len(set(members)) < 2:
             raise ValueError(f"got release.detector={ENSEMBLE} of {len(set(members))}, expected at least 2 members")
-        if self.calibrate.ensemble.agree > len(members):
-            raise ValueError(f"got calibrate.ensemble.agree={self.calibrate.ensemble.agree} of {len(members)} members")
+        if ensemble.agree > len(members):
+            raise ValueError(f"got calibrate.ensemble.agree={ensemble.agree} of {len(members)} members")
         if len(set(self.detectors)) != len(self.detectors):
             raise ValueError(f"got detectors={list(self.detectors)}, expected no detector twice")
         return self
@@ -787,8 +803,7 @@ class Params(Section):
         """
         if self.release.detector != ENSEMBLE:
             return self.release.detector
-        asked = self.calibrate.ensemble.members or self.serving_detectors
-        members = [name for name in asked if name in self.detectors]
+        members = self.calibrate.ensemble.heard(self.detectors)
         return next((name for name in members if name in NEURAL_DETECTORS), members[0])
 
 

@@ -24,7 +24,8 @@ source: {{path: landing}}
 simulate: {{machines: 20, days: 60, interval_seconds: 3600, bins: 32, failures: 26, mislabelled_share: 0.0, seed: 31,
   firmware_day: {firmware}, firmware_logged: 0.0, modes: [outer_race, inner_race, rolling_element, energy, looseness],
   upkeep: {{never_well: 0, bearing_swaps: 0, moved_sensors: 0, planned_stops: 0}}}}
-split: {{horizon_hours: 48, train_share: 0.4, calibration_share: 0.25, unseen_machine_share: 0.1{changed}}}
+split: {{horizon_hours: 48, train_share: 0.4, calibration_share: 0.25, unseen_machine_share: 0.1,
+  tune_failure_share: 0.5{changed}}}
 clean: {{method: none}}
 detectors: [pca, energy_zscore, squared_distance]
 train: {{score_batch_rows: 256}}

@@ -8,7 +8,7 @@ from pathlib import Path
 SMALL_PARAMS = """
 seed: 5
 simulate: {machines: 10, days: 40, interval_seconds: 3600, bins: 32, failures: 10, mislabelled_share: 0.02, seed: 12}
-split: {horizon_hours: 48, train_share: 0.4, calibration_share: 0.2, unseen_machine_share: 0.3}
+split: {horizon_hours: 48, train_share: 0.4, calibration_share: 0.2, unseen_machine_share: 0.3, tune_failure_share: 0.5}
 train:
   score_batch_rows: 256
   autoencoder: {latent: 4, channels: [4, 8], optimiser: {max_epochs: 3, batch_rows: 256}}

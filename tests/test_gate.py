@@ -162,7 +162,7 @@ def test_a_challenger_that_shouts_is_refused_at_once(judged) -> None:
 
 
 def test_a_quiet_challenger_takes_the_place_of_a_champion_that_shouts(judged) -> None:
-    params = ONE.model_copy(update={"behind_baselines": 3})
+    params = ONE.model_copy(update={"behind_baselines": 3, "lost_failures": 2})  # a champion that kept the budget: 2
     found = judged("old_loud", "new", params=params)
     assert found.accepted, found.reason
     assert found.gain is not None

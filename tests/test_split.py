@@ -222,8 +222,8 @@ def test_machine_boundaries_follow_each_life():
     result = split(pa.concat_tables([early, late]), log(), failure_table(), params)
     for machine, first in (("a", 0), ("b", 200)):
         assert column(result.table, "role", machine, first + 0.5) == "train"
-        assert column(result.table, "role", machine, first + 22) == "calibration"
-        assert column(result.table, "role", machine, first + 38) == "test"
+        assert column(result.table, "role", machine, first + 16) == "calibration"
+        assert column(result.table, "role", machine, first + 30) == "test"
     assert set(result.metrics["boundaries"]["machines"]) == {"a", "b"}
 
 
@@ -232,7 +232,7 @@ def test_machine_boundaries_follow_each_life():
     [
         (status_table(), [("a", "off", 0, 101), ("b", "off", 0, 101)], SEEN, "healthy rows: got none of 800"),
         (status_table(), [("a", "off", 0, 50), ("b", "off", 0, 50)], SEEN, "train rows: got none of .*100 % off"),
-        (status_table(), [("a", "off", 46, 80), ("b", "off", 46, 80)], SEEN, "calibration rows: got none of"),
+        (status_table(), [("a", "off", 31, 80), ("b", "off", 31, 80)], SEEN, "calibration rows: got none of"),
         (status_table(days=2, quarantined=range(16)), [], SEEN, "all quarantined"),
         (status_table(), [], SplitParams(changed_at=day(300)), "changed_at: got 2025-10-28"),
         (

@@ -6,6 +6,7 @@ Shape legend: S rows that are scored, B machine-days, M machines, T rounds.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline.gate.rows import GateRows
 from pipeline.intervals import rate_above, wilson
 from pipeline.judging.breakdown import MachineDays
 from pipeline.judging.judged import Outcome, rounded
-from pipeline.judging.outcomes import budget_threshold, outcome_of, poisson_interval, shifted_catches
+from pipeline.judging.outcomes import candidate_thresholds, outcome_of, poisson_interval, shifted_catches
 from pipeline.judging.pairs import BASELINES
 from pipeline.params import EvaluateParams, GateParams
 from pipeline.policy_choice import upper_bound
@@ -105,13 +106,18 @@ class Side:
 
     def quiet(self, name: str, allowed: float) -> Pages:
         """Pages of a detector that raises at most so many false ones: at its own tier, or at one so much higher."""
-        found = self.pages_of(name)
-        healthy = self.rows.healthy_S
+        found, healthy = self.pages_of(name), self.rows.healthy_S
         if found.false <= allowed or not healthy.any():
             return found
-        line = Timeline.of(self.rows.rows.machine[healthy], self.rows.rows.time_us[healthy], self.release.policy)
-        threshold = budget_threshold(self.scores[name][healthy], line, allowed)
-        return _pages(self.release, self.rows, self.line, self.scores[name], name, threshold)
+        own, scores = self.release.calibration["detectors"][name]["page"]["threshold"], self.scores[name]
+        candidates = candidate_thresholds(scores[healthy])
+        candidates = np.r_[candidates[candidates > own], scores.max()]  # above the last there is nothing
+
+        def pages_at(threshold: float) -> Pages:
+            return _pages(self.release, self.rows, self.line, scores, name, threshold)
+
+        place = bisect_left(candidates, True, key=lambda threshold: pages_at(threshold).false <= allowed)
+        return pages_at(float(candidates[min(place, len(candidates) - 1)]))
 
     def figures(self, params: GateParams, evaluate: EvaluateParams, seconds: float | None) -> dict[str, Any]:
         """The side's figures with their intervals, as JSON; what cannot be computed is None, with its reason."""

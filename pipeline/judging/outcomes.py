@@ -15,12 +15,21 @@ from pipeline.judging.judged import Event, JudgedRows, Outcome, iso, rounded
 from pipeline.schema import MICROSECONDS_PER_HOUR, FloatN
 
 
-def budget_threshold(scores_N: FloatN, line: Timeline, allowed: float) -> float:
-    """The lowest threshold at which healthy rows raise no more than `allowed` episodes, and every higher one too."""
+def candidate_thresholds(scores_N: FloatN) -> FloatN:
+    """Scores (at most 86, rising) above which ever fewer of N >= 1 healthy rows lie: half of them, then down to none.
+
+    >>> candidate_thresholds(np.arange(1000.0))[[0, -1]].tolist()
+    [500.0, 999.0]
+    """
     ordered = np.sort(scores_N)
     levels = np.unique(np.r_[np.linspace(0.5, 0.99, 25), 1 - np.geomspace(0.01, 0.5 / max(2, len(ordered)), 60)])
-    candidates = np.unique(np.r_[np.quantile(ordered, levels, method="higher"), ordered[-1]])
-    best = float(ordered[-1])
+    return np.unique(np.r_[np.quantile(ordered, levels, method="higher"), ordered[-1]])
+
+
+def budget_threshold(scores_N: FloatN, line: Timeline, allowed: float) -> float:
+    """The lowest threshold at which healthy rows raise no more than `allowed` episodes, and every higher one too."""
+    candidates = candidate_thresholds(scores_N)
+    best = float(candidates[-1])
     for candidate in candidates[::-1]:
         episodes = line.episodes(line.alert_rows(scores_N > candidate))
         if episodes.weight().sum() > allowed:
