@@ -150,7 +150,7 @@ def choose_policy(
     days = len(healthy.machine) * interval_us / MICROSECONDS_PER_DAY
     allowed = budget * days
     sequences, names, failed_us = _sequences(tune)
-    if names or allowed >= upper_bound(np.zeros(1, np.int64), confidence)[0]:
+    if names or allowed >= upper_bound(np.zeros(1, np.int64), confidence=confidence)[0]:
         percentiles, policies = _grid(choice, base, low_percentile, page_percentile, interval_us, notes)
     else:  # nothing tells candidates apart
         percentiles, policies = [page_percentile], [base]
@@ -158,7 +158,7 @@ def choose_policy(
     # sorted once: every candidate looks at the rows in this order
     order = np.lexsort((healthy.time_us, healthy.machine))
     healthy = ScoredRows(healthy.machine[order], healthy.time_us[order], healthy.score[order])
-    machines = np.unique(healthy.machine)
+    machines, rows_M = np.unique(healthy.machine, return_counts=True)
     candidates = []
     for percentile, params in product(percentiles, policies):
         policy = AlertPolicy.fitted_to(params, interval_us)
@@ -172,7 +172,7 @@ def choose_policy(
             "window_minutes": policy.window_us / MINUTE,
         }
         row |= _caught(sequences, names, failed_us, tiers, policy)
-        row |= _false_pages(healthy, machines, tiers, policy, confidence)
+        row |= _false_pages(healthy, machines, rows_M, tiers, policy, confidence)
         row |= {"upper_per_machine_day": round(row["upper"] / days, 6), "within_budget": row["upper"] <= allowed}
         candidates.append(_Candidate(policy, percentile, row))
     failures = tuple(sorted({*tune.failed_us, *np.unique(np.asarray(tune.failure, np.str_)).tolist()}))
@@ -183,11 +183,19 @@ def choose_policy(
     return PolicyChoice(best.policy, best.percentile, table, tuple(notes), failures, days, allowed)
 
 
-def upper_bound(count_M: npt.NDArray[np.integer], confidence: float = 0.9) -> tuple[float, float]:
+def upper_bound(
+    count_M: IntN | FloatN, days_M: IntN | FloatN | None = None, confidence: float = 0.9
+) -> tuple[float, float]:
     """One-sided upper bound of the expected total of counts (M,) per machine, and their overdispersion.
 
-    Garwood's bound (1936) of a Poisson mean, for counts that vary more between machines than Poisson counts would: the
-    variance over the mean, at least 1, is the size of one independent event (quasi-Poisson; Wedderburn 1974).
+    Garwood's bound (1936) of a Poisson mean, for counts that vary more between machines than Poisson counts would:
+    Pearson's chi-squared over its degrees of freedom, at least 1, is the size of one independent event (quasi-Poisson;
+    Wedderburn 1974; McCullagh and Nelder 1989).
+
+    Args:
+        count_M: events of each machine.
+        days_M: how long each was watched, in any unit; None: all the same.
+        confidence: of the bound.
 
     >>> upper, overdispersion = upper_bound(np.array([0, 0, 0]))
     >>> round(upper, 3), overdispersion
@@ -195,11 +203,18 @@ def upper_bound(count_M: npt.NDArray[np.integer], confidence: float = 0.9) -> tu
     >>> upper, overdispersion = upper_bound(np.array([0, 0, 6]))
     >>> round(upper, 2), overdispersion
     (23.34, 6.0)
+    >>> upper_bound(np.array([0, 0, 6]), np.array([1, 1, 28]))[1]
+    1.0
     """
     total = float(count_M.sum())
+    watched_M = np.ones(len(count_M)) if days_M is None else np.asarray(days_M, np.float64)
+    seen_M = watched_M > 0
     dispersion = 1.0
-    if total > 0 and len(count_M) > 1:
-        dispersion = max(1.0, float(np.var(count_M, ddof=1) / np.mean(count_M)))
+    if total > 0 and seen_M.sum() > 1:
+        expected_M = count_M[seen_M].sum() * watched_M[seen_M] / watched_M[seen_M].sum()
+        if expected_M.all():
+            chi_squared = float(((count_M[seen_M] - expected_M) ** 2 / expected_M).sum())
+            dispersion = max(1.0, chi_squared / (int(seen_M.sum()) - 1))
     return bound_of_mean(total, dispersion, confidence), dispersion
 
 
@@ -291,13 +306,18 @@ def _alerts(rows: ScoredRows, tiers: tuple[float, float], policy: AlertPolicy) -
 
 
 def _false_pages(
-    healthy: ScoredRows, machines_M: MachineN, tiers: tuple[float, float], policy: AlertPolicy, confidence: float
+    healthy: ScoredRows,
+    machines_M: MachineN,
+    rows_M: IntN,
+    tiers: tuple[float, float],
+    policy: AlertPolicy,
+    confidence: float,
 ) -> dict[str, Any]:
     """False page episodes on healthy rows, as the protocol counts them, and how many more there may be."""
     alerts = _alerts(healthy, tiers, policy)
     count_M = np.zeros(len(machines_M), np.int64)
     np.add.at(count_M, np.searchsorted(machines_M, alerts.machine), alerts.page_weight())
-    upper, overdispersion = upper_bound(count_M, confidence)
+    upper, overdispersion = upper_bound(count_M, rows_M, confidence)
     return {
         "false_page_episodes": int(count_M.sum()),
         "overdispersion": round(overdispersion, 3),
@@ -371,7 +391,7 @@ def _notes(
         notes.append("No policy within the budget catches a tune failure.")
     if not within:
         told = f"The budget allows {allowed:.2f} false page episodes on {days:.1f} machine-days of calibration rows"
-        least, _ = upper_bound(np.zeros(1, np.int64), confidence)
+        least, _ = upper_bound(np.zeros(1, np.int64), confidence=confidence)
         if allowed < least:
             why = f"too few to show that a policy keeps it: even without one the upper bound is {least:.2f}"
         else:

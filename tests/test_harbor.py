@@ -12,14 +12,13 @@ import pytest
 
 from pipeline.alerts import AlertPolicy, Timeline
 from pipeline.errors import UserError
-from pipeline.policy_choice import bound_of_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))  # they are not installed
 
 import harbor  # noqa: E402
 from harbor_fleet import scoring  # noqa: E402
-from harbor_fleet.judging import calibrated, dispersion, episodes_above, machine_of_rows, policies  # noqa: E402
+from harbor_fleet.judging import calibrated, episodes_above, machine_of_rows, policies  # noqa: E402
 from harbor_fleet.plan import CALIBRATION_LOOK_DAYS, LOOK_DAYS, Failure, plan, spread, taken_in_turn  # noqa: E402
 from harbor_fleet.plant import DAY, HORIZON, LEVELS_OF, Plant, Setup  # noqa: E402
 from harbor_fleet.scoring import scored_fleet  # noqa: E402
@@ -242,13 +241,3 @@ def test_epochs_change_the_networks_and_nothing_else(setup) -> None:
     assert (few.autoencoder.optimiser.max_epochs, few.vae.optimiser.max_epochs, few.vae.warmup_epochs) == (4, 4, 2)
     assert few.pca == usual.pca
     assert few.autoencoder.latent == usual.autoencoder.latent
-
-
-def test_bounds_widen_where_machines_differ() -> None:
-    even, uneven = (
-        dispersion(np.full(20, 2.0), np.ones(20)),
-        dispersion(np.r_[40.0, np.zeros(19)], np.ones(20)),
-    )
-    assert even == 1.0
-    assert uneven == pytest.approx(40.0)
-    assert bound_of_mean(40, uneven) > 2 * bound_of_mean(40, even) > 80

@@ -190,10 +190,19 @@ class TestFalsePages:
 
     def test_it_is_wider_where_machines_differ(self) -> None:
         counts = np.array([12, 0, 0, 0])
-        upper, overdispersion = upper_bound(counts, 0.9)
+        upper, overdispersion = upper_bound(counts, confidence=0.9)
         assert overdispersion == pytest.approx(36 / 3)
         assert upper == pytest.approx(12 * stats.chi2.ppf(0.9, 2 * 1 + 2) / 2)
         assert upper > upper_bound(np.array([3, 3, 3, 3]))[0]
+
+    def test_a_machine_that_was_watched_longer_may_page_more_often(self) -> None:
+        counts, days = np.array([10, 1, 1, 1]), np.array([100.0, 10.0, 10.0, 10.0])
+        assert upper_bound(counts, days) == (upper_bound(np.array([13]))[0], 1.0)
+        assert upper_bound(counts)[1] > 6
+        chi_squared = stats.chisquare(counts, 13 * np.array([10, 100, 10, 10]) / 130).statistic
+        assert upper_bound(counts, days[[1, 0, 2, 3]])[1] == pytest.approx(chi_squared / 3)
+        # one that was not watched says nothing of how machines differ
+        assert upper_bound(np.r_[counts, 2], np.r_[days, 0.0]) == (upper_bound(np.array([15]))[0], 1.0)
 
     def test_machines_without_a_page_count_among_the_machines(self) -> None:
         healthy = raised(raised(quiet(), 0, 10, 1, 9.0), 0, 500, 1, 9.0)

@@ -23,7 +23,7 @@ from pipeline.judging.outcomes import caught_by_chance, only_caught, outcome_at
 from pipeline.levels import group_levels
 from pipeline.params import Params
 from pipeline.pareto import TailFit
-from pipeline.policy_choice import bound_of_mean
+from pipeline.policy_choice import bound_of_mean, upper_bound
 from pipeline.schema import (
     ENSEMBLE,
     Baseline,
@@ -39,20 +39,6 @@ GAP_MINUTES, WINDOW_SLACK = 30.0, 1.5  # rows are lost: a window holds half as m
 CANDIDATES = np.r_[np.linspace(0.5, 0.99, 50), 1 - np.geomspace(0.01, 1e-7, 100)]  # at which thresholds are looked for
 FEW = 1  # false episodes that count as within a budget too small to be shown
 Float32 = npt.NDArray[np.float32]
-
-
-def dispersion(count_M: FloatN, days_M: FloatN) -> float:
-    """Pearson's chi-squared of machines' counts over its degrees of freedom; at least 1.
-
-    >>> dispersion(np.array([1.0, 1, 1, 1]), np.ones(4)), dispersion(np.array([4.0, 0, 0, 0]), np.ones(4))
-    (1.0, 4.0)
-    """
-    watched = days_M > 0
-    count_M, days_M = count_M[watched], days_M[watched]
-    if len(days_M) < 2 or not count_M.sum():
-        return 1.0
-    expected_M = count_M.sum() * days_M / days_M.sum()
-    return max(1.0, float(((count_M - expected_M) ** 2 / expected_M).sum() / (len(days_M) - 1)))
 
 
 @dataclass(frozen=True)
@@ -124,8 +110,8 @@ class Judged:
         stretch_E = self.stretch_N[episodes.first[false_E]]
         weight_E = episodes.weight()[false_E].astype(np.float64)
         count_M = np.asarray(np.bincount(self.machine_S[stretch_E], weight_E, len(self.days_M)), np.float64)
-        spread_out = dispersion(count_M, self.days_M)
-        return float(weight_E.sum()), spread_out, bound_of_mean(float(weight_E.sum()), spread_out, CONFIDENCE)
+        upper, spread_out = upper_bound(count_M, self.days_M, CONFIDENCE)
+        return float(weight_E.sum()), spread_out, upper
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Pages:
         """One-sided lower and upper bound of the expected number of false pages; counts differ between machines."""
         _, code_B = np.unique(self.machine_B, return_inverse=True)
         count_M = np.bincount(code_B, weights=self.false_B).astype(np.int64)
-        upper, dispersion = upper_bound(count_M, confidence)
+        upper, dispersion = upper_bound(count_M, np.bincount(code_B, weights=self.days_B), confidence)
         low, _ = poisson_interval(float(count_M.sum()) / dispersion, 2 * confidence - 1)
         return dispersion * low, upper
 
