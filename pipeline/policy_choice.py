@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from pipeline.alerts import MINUTE, AlertPolicy, MachineN, typical_interval_us
+from pipeline.counts import overdispersion, upper_bound
 from pipeline.errors import ContractError
 from pipeline.params import CalibrateParams, ChoiceParams, PolicyParams
 from pipeline.policy_state import Alerts, PolicyRows, advance
@@ -150,7 +150,7 @@ def choose_policy(
     days = len(healthy.machine) * interval_us / MICROSECONDS_PER_DAY
     allowed = budget * days
     sequences, names, failed_us = _sequences(tune)
-    if names or allowed >= upper_bound(np.zeros(1, np.int64), confidence=confidence)[0]:
+    if names or allowed >= upper_bound(0, confidence=confidence):
         percentiles, policies = _grid(choice, base, low_percentile, page_percentile, interval_us, notes)
     else:  # nothing tells candidates apart
         percentiles, policies = [page_percentile], [base]
@@ -181,50 +181,6 @@ def choose_policy(
     best = _best(candidates, page_percentile, tunable=bool(names))
     table = [candidate.row | {"chosen": candidate is best} for candidate in candidates]
     return PolicyChoice(best.policy, best.percentile, table, tuple(notes), failures, days, allowed)
-
-
-def upper_bound(
-    count_M: IntN | FloatN, days_M: IntN | FloatN | None = None, confidence: float = 0.9
-) -> tuple[float, float]:
-    """One-sided upper bound of the expected total of counts (M,) per machine, and their overdispersion.
-
-    Garwood's bound (1936) of a Poisson mean, for counts that vary more between machines than Poisson counts would:
-    Pearson's chi-squared over its degrees of freedom, at least 1, is the size of one independent event (quasi-Poisson;
-    Wedderburn 1974; McCullagh and Nelder 1989).
-
-    Args:
-        count_M: events of each machine.
-        days_M: how long each was watched, in any unit; None: all the same.
-        confidence: of the bound.
-
-    >>> upper, overdispersion = upper_bound(np.array([0, 0, 0]))
-    >>> round(upper, 3), overdispersion
-    (2.303, 1.0)
-    >>> upper, overdispersion = upper_bound(np.array([0, 0, 6]))
-    >>> round(upper, 2), overdispersion
-    (23.34, 6.0)
-    >>> upper_bound(np.array([0, 0, 6]), np.array([1, 1, 28]))[1]
-    1.0
-    """
-    total = float(count_M.sum())
-    watched_M = np.ones(len(count_M)) if days_M is None else np.asarray(days_M, np.float64)
-    seen_M = watched_M > 0
-    dispersion = 1.0
-    if total > 0 and seen_M.sum() > 1:
-        expected_M = count_M[seen_M].sum() * watched_M[seen_M] / watched_M[seen_M].sum()
-        if expected_M.all():
-            chi_squared = float(((count_M[seen_M] - expected_M) ** 2 / expected_M).sum())
-            dispersion = max(1.0, chi_squared / (int(seen_M.sum()) - 1))
-    return bound_of_mean(total, dispersion, confidence), dispersion
-
-
-def bound_of_mean(count: float, dispersion: float = 1.0, confidence: float = 0.9) -> float:
-    """One-sided upper bound of a mean count: Garwood's (1936), of counts over their dispersion, times it.
-
-    >>> round(bound_of_mean(0), 2), round(bound_of_mean(12), 2), bound_of_mean(12, 2.0) > bound_of_mean(12)
-    (2.3, 17.78, True)
-    """
-    return dispersion * float(stats.chi2.ppf(confidence, 2 * (count / dispersion) + 2)) / 2
 
 
 def _check(healthy: ScoredRows) -> None:
@@ -317,11 +273,11 @@ def _false_pages(
     alerts = _alerts(healthy, tiers, policy)
     count_M = np.zeros(len(machines_M), np.int64)
     np.add.at(count_M, np.searchsorted(machines_M, alerts.machine), alerts.page_weight())
-    upper, overdispersion = upper_bound(count_M, rows_M, confidence)
+    count, dispersion = int(count_M.sum()), overdispersion(count_M, rows_M)
     return {
-        "false_page_episodes": int(count_M.sum()),
-        "overdispersion": round(overdispersion, 3),
-        "upper": round(upper, 6),
+        "false_page_episodes": count,
+        "overdispersion": round(dispersion, 3),
+        "upper": round(upper_bound(count, dispersion, confidence), 6),
     }
 
 
@@ -391,7 +347,7 @@ def _notes(
         notes.append("No policy within the budget catches a tune failure.")
     if not within:
         told = f"The budget allows {allowed:.2f} false page episodes on {days:.1f} machine-days of calibration rows"
-        least, _ = upper_bound(np.zeros(1, np.int64), confidence=confidence)
+        least = upper_bound(0, confidence=confidence)
         if allowed < least:
             why = f"too few to show that a policy keeps it: even without one the upper bound is {least:.2f}"
         else:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.alerts import MINUTE, AlertPolicy, Episodes
+from pipeline.counts import mean_interval, overdispersion_among
 from pipeline.errors import UserError
 from pipeline.judging.judged import Event, JudgedRows, iso
-from pipeline.judging.outcomes import event_metrics, outcome_of, poisson_interval
+from pipeline.judging.outcomes import event_metrics, outcome_of
 from pipeline.params import PolicyParams
 from pipeline.pareto import ParetoTail, rows_needed, tier_threshold
 from pipeline.policy_state import page_episodes
@@ -232,7 +233,8 @@ def replay(
     if recording.healthy_rows is None:
         figures = dict.fromkeys(figures)
         nulls.update(dict.fromkeys(figures, NO_LOG))
-    per_day = [value * machines / days for value in (len(episodes), *poisson_interval(len(episodes)))]
+    dispersion = overdispersion_among(episodes.machine, np.ones(len(episodes)), machines)
+    per_day = [value * machines / days for value in (len(episodes), *mean_interval(len(episodes), dispersion))]
     if not recording.calendar:
         nulls["alerts_per_day"] = "Dates are synthetic (--time relative): rates per day mean nothing."
     return {

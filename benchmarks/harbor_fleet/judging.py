@@ -16,6 +16,7 @@ from harbor_fleet.plant import DAY, FLEET, LEVELS_OF, Setup
 from harbor_fleet.scoring import ScoredFleet, Scores
 from pipeline.alerts import AlertPolicy, Episodes, Timeline, chains, enough_of_last
 from pipeline.calibrate import crossed_statistic, ensemble_rule, matched_scale, tail_table
+from pipeline.counts import overdispersion, upper_bound
 from pipeline.ensemble import TailTables
 from pipeline.intervals import rate_with_interval, wilson
 from pipeline.judging.judged import Outcome
@@ -23,7 +24,6 @@ from pipeline.judging.outcomes import caught_by_chance, only_caught, outcome_at
 from pipeline.levels import group_levels
 from pipeline.params import Params
 from pipeline.pareto import TailFit
-from pipeline.policy_choice import bound_of_mean, upper_bound
 from pipeline.schema import (
     ENSEMBLE,
     Baseline,
@@ -110,8 +110,8 @@ class Judged:
         stretch_E = self.stretch_N[episodes.first[false_E]]
         weight_E = episodes.weight()[false_E].astype(np.float64)
         count_M = np.asarray(np.bincount(self.machine_S[stretch_E], weight_E, len(self.days_M)), np.float64)
-        upper, spread_out = upper_bound(count_M, self.days_M, CONFIDENCE)
-        return float(weight_E.sum()), spread_out, upper
+        count, dispersion = float(weight_E.sum()), overdispersion(count_M, self.days_M)
+        return count, dispersion, upper_bound(count, dispersion, CONFIDENCE)
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def threshold_within(budget: Judged, line: Timeline, score_N: Float32, candidate
 
     A budget that few machine-days cannot show allows FEW.
     """
-    allowed = max(BUDGET / FLEET * budget.days, bound_of_mean(FEW, confidence=CONFIDENCE))
+    allowed = max(BUDGET / FLEET * budget.days, upper_bound(FEW, confidence=CONFIDENCE))
     best = float(candidates[-1])
     for candidate in candidates[::-1].tolist():
         episodes = episodes_above(line, score_N, candidate)

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.alerts import Episodes, Timeline
+from pipeline.counts import mean_interval, overdispersion
 from pipeline.errors import ContractError
 from pipeline.gate.rows import GateRows
 from pipeline.intervals import rate_above, wilson
 from pipeline.judging.breakdown import MachineDays
 from pipeline.judging.judged import Outcome, rounded
-from pipeline.judging.outcomes import candidate_thresholds, outcome_of, poisson_interval, shifted_catches
+from pipeline.judging.outcomes import candidate_thresholds, outcome_of, shifted_catches
 from pipeline.judging.pairs import BASELINES
 from pipeline.params import EvaluateParams, GateParams
-from pipeline.policy_choice import upper_bound
 from pipeline.policy_state import page_episodes
 from pipeline.release import Release
 from pipeline.rows import RowKeys, load_conditions, spectra_pieces
@@ -56,10 +56,8 @@ class Pages:
     def bounds(self, confidence: float) -> tuple[float, float]:
         """One-sided lower and upper bound of the expected number of false pages; counts differ between machines."""
         _, code_B = np.unique(self.machine_B, return_inverse=True)
-        count_M = np.bincount(code_B, weights=self.false_B).astype(np.int64)
-        upper, dispersion = upper_bound(count_M, np.bincount(code_B, weights=self.days_B), confidence)
-        low, _ = poisson_interval(float(count_M.sum()) / dispersion, 2 * confidence - 1)
-        return dispersion * low, upper
+        count_M, days_M = (np.bincount(code_B, weights=values_B) for values_B in (self.false_B, self.days_B))
+        return mean_interval(self.false, overdispersion(count_M, days_M), 2 * confidence - 1)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.alerts import Episodes
+from pipeline.counts import overdispersion_among
 from pipeline.schema import MICROSECONDS_PER_DAY, FloatN, IntN
 
 HEALTHY, FAULTY, UNKNOWN = 0, 1, -1
@@ -62,6 +63,13 @@ class Outcome:
     kinds: list[str] = field(default_factory=list)  # of each episode: caught | false | ignored
     by_chance: float | None = None
     episodes: Episodes | None = None
+
+    def dispersion(self, machines: int) -> float:
+        """Overdispersion of the false episodes of so many machines."""
+        if self.episodes is None or not self.false_episodes:
+            return 1.0
+        false = np.array(self.kinds, object) == "false"
+        return overdispersion_among(self.episodes.machine[false], self.episodes.weight()[false], machines)
 
 
 @dataclass(frozen=True)

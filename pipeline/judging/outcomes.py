@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from pipeline.alerts import Episodes, Timeline
+from pipeline.counts import mean_interval
 from pipeline.intervals import wilson
 from pipeline.judging.judged import Event, JudgedRows, Outcome, iso, rounded
-from pipeline.schema import MICROSECONDS_PER_HOUR, FloatN
+from pipeline.schema import ENSEMBLE, MICROSECONDS_PER_HOUR, FloatN
 
 
 def candidate_thresholds(scores_N: FloatN) -> FloatN:
@@ -107,7 +107,16 @@ def shifted_catches(episodes: Episodes, events: Sequence[Event], shifts: int, se
 def event_metrics(
     outcome: Outcome, events: Sequence[Event], days: float, machines: int, nulls: dict[str, str], calendar: bool
 ) -> dict[str, Any]:
-    """Failures caught with a Wilson interval, false episodes per fleet-day with a Poisson interval, lead time."""
+    """Failures caught with a Wilson interval, false episodes per fleet-day with a quasi-Poisson interval, lead time.
+
+    Args:
+        outcome: of alerts at one setting.
+        events: that there were.
+        days: healthy machine-days.
+        machines: of the fleet; the interval widens where they differ.
+        nulls: gets the reasons of null figures.
+        calendar: whether dates are real.
+    """
     caught, leads = len(outcome.caught), [lead for _, lead in outcome.caught.values()]
     figures: dict[str, Any] = {
         "events": len(events),
@@ -131,33 +140,28 @@ def event_metrics(
         nulls["false_episodes_per_day"] = nulls["false_episodes_per_day_ci"] = "There are no healthy test rows."
     else:
         scale = machines / days
-        low, high = poisson_interval(outcome.false_episodes)
+        low, high = mean_interval(outcome.false_episodes, outcome.dispersion(machines))
         figures["false_episodes_per_day"] = rounded(outcome.false_episodes * scale)
         figures["false_episodes_per_day_ci"] = [rounded(low * scale), rounded(high * scale)]
     return figures
 
 
 def only_caught(outcomes: Mapping[str, Outcome]) -> dict[str, list[str]]:
-    """Failures that only one detector caught."""
+    """Failures that only one detector caught; the ensemble is no rival of its members, and of the ensemble: that none
+    of them caught.
+
+    >>> found = {"pca": Outcome({"a": (0, 1.0)}), "vae": Outcome(), "ensemble": Outcome({"a": (0, 1.0), "b": (0, 1.0)})}
+    >>> only_caught(found)
+    {'pca': ['a'], 'vae': [], 'ensemble': ['b']}
+    """
     return {
         name: sorted(
             failure
             for failure in outcome.caught
-            if all(failure not in other.caught for rival, other in outcomes.items() if rival != name)
+            if all(failure not in other.caught for rival, other in outcomes.items() if rival not in (name, ENSEMBLE))
         )
         for name, outcome in outcomes.items()
     }
-
-
-def poisson_interval(count: float, confidence: float = 0.9) -> tuple[float, float]:
-    """Exact interval of a Poisson mean (Garwood 1936).
-
-    >>> [round(value, 2) for value in poisson_interval(0)]
-    [0.0, 3.0]
-    """
-    tail = (1 - confidence) / 2
-    low = float(stats.chi2.ppf(tail, 2 * count) / 2) if count else 0.0
-    return low, float(stats.chi2.ppf(1 - tail, 2 * count + 2) / 2)
 
 
 def event_list(
