@@ -14,6 +14,9 @@ is streamed: spectra are made by machine and day, scored by every detector, and 
 - `test`: the seven days before other failures, positive from the true onset, and whole machine-days that are healthy in
   truth, spread over machines and weeks. Nothing here sets anything.
 
+The ensemble is judged twice. `as_built`: with the tiers, the choice of the policy and the state machine of a build, on
+the same rows. And as every detector is compared, with a threshold of its own:
+
 A policy and a threshold belong together: for each k of n (with `--levels fleet machine` also for scores brought to one
 level by machines, as `calibrate.levels: machine` does) the lowest threshold whose 90 % upper bound of false episodes
 on `budget` stays within the budget; of these the one that catches the most tune failures. Bounds are exact Poisson, in
@@ -58,6 +61,7 @@ from pipeline.train import use_threads
 PHYSICS = "12de3dbb018eed40242e221cb400a5d943c5d4d3bdf6a85a7d65ceb60bbfcdf4"  # the simulator was finished with these
 
 NAMES = {"energy_zscore": "energy"}  # in the names of figures
+AS_BUILT = ("events_caught", "false_pages_per_day", "false_pages_upper", "median_lead_time_hours")
 OF_ENSEMBLE = ("events_by_chance", "false_pages_per_day", "median_lead_time_hours", "low_fpr", "page_fpr")
 
 
@@ -73,6 +77,11 @@ def summary(fleets: Sequence[dict[str, Any]], release_detector: str) -> dict[str
         values = [figures[key] for figures in of_ensemble if figures[key] is not None]
         total = sum(values) if key == "events_by_chance" else float(np.mean(values)) if values else None
         found[key] = None if total is None else float(f"{total:.4g}")
+    for key in AS_BUILT:
+        values = [fleet["as_built"][key] for fleet in fleets if fleet["as_built"][key] is not None]
+        total = sum(values) if key == "events_caught" else max(values, default=None)
+        mean = float(np.mean(values)) if values else None
+        found[f"{key}_as_built"] = total if key in ("events_caught", "false_pages_upper") else mean
     found["false_pages_upper"] = max(figures["false_pages_upper"] for figures in of_ensemble)
     for key in ("low_fpr_ci", "page_fpr_ci"):
         ends = [figures[key] for figures in of_ensemble if figures[key] is not None]
@@ -136,6 +145,22 @@ def show(fleets: Sequence[dict[str, Any]]) -> None:
                 f"{found['low_fpr']:.2%}",
                 f"{found['page_fpr']:.3%}",
             )
+        built = fleet["as_built"]
+        table.add_section()
+        table.add_row(
+            "as a build chooses",
+            f"{built['events_caught']} of {fleet['events']}",
+            f"{built['events_by_chance']:.1f}",
+            str(built["tune_caught"]),
+            "{} of {}".format(*built["policy"]),
+            "fleet",
+            "—" if built["median_lead_time_hours"] is None else f"{built['median_lead_time_hours']:.1f}",
+            f"{built['false_pages_per_day']:.1f}",
+            f"{built['false_pages_upper']:.1f}",
+            "",
+            "",
+            f"{1 - built['page_percentile'] / 100:.3%}",
+        )
         console.print(table)
 
 

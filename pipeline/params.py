@@ -552,8 +552,8 @@ class ChoiceParams(Section):
         (3, 5),
         (5, 8),
         (12, 20),
-        (60, 120),
-        (180, 360),
+        (30, 120),
+        (36, 360),
     )
     longest_hours: Annotated[float, Field(gt=0)] = 6.0  # that n rows may span; longer ones are left out
     cool_down_hours: Annotated[tuple[Hours, ...], Field(min_length=1)] = (0.0, 24.0)

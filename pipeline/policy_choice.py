@@ -98,6 +98,24 @@ class PolicyChoice:
 
 
 @dataclass(frozen=True)
+class _Exceeding:
+    """Rows (E,) above the low tier by machine and time, and where each stands among all rows."""
+
+    machine: MachineN
+    time_us: IntN
+    score: FloatN
+    place: IntN
+
+    @classmethod
+    def of(cls, rows: ScoredRows, low: float) -> _Exceeding:
+        """Every candidate looks at the same ones: rows below the low tier take part by their place alone."""
+        order = np.lexsort((rows.time_us, rows.machine))
+        place = np.flatnonzero(rows.score[order] > low)
+        kept = order[place]
+        return cls(rows.machine[kept], rows.time_us[kept], rows.score[kept], place)
+
+
+@dataclass(frozen=True)
 class _Candidate:
     policy: AlertPolicy
     percentile: float
@@ -155,10 +173,8 @@ def choose_policy(
     else:  # nothing tells candidates apart
         percentiles, policies = [page_percentile], [base]
     thresholds = {percentile: _threshold(threshold_of, percentile) for percentile in (low_percentile, *percentiles)}
-    # sorted once: every candidate looks at the rows in this order
-    order = np.lexsort((healthy.time_us, healthy.machine))
-    healthy = ScoredRows(healthy.machine[order], healthy.time_us[order], healthy.score[order])
     machines, rows_M = np.unique(healthy.machine, return_counts=True)
+    exceeding, before_failures = (_Exceeding.of(rows, thresholds[low_percentile]) for rows in (healthy, sequences))
     candidates = []
     for percentile, params in product(percentiles, policies):
         policy = AlertPolicy.fitted_to(params, interval_us)
@@ -171,8 +187,8 @@ def choose_policy(
             "cool_down_hours": params.cool_down_hours,
             "window_minutes": policy.window_us / MINUTE,
         }
-        row |= _caught(sequences, names, failed_us, tiers, policy)
-        row |= _false_pages(healthy, machines, rows_M, tiers, policy, confidence)
+        row |= _caught(before_failures, names, failed_us, tiers, policy)
+        row |= _false_pages(exceeding, machines, rows_M, tiers, policy, confidence)
         row |= {"upper_per_machine_day": round(row["upper"] / days, 6), "within_budget": row["upper"] <= allowed}
         candidates.append(_Candidate(policy, percentile, row))
     failures = tuple(sorted({*tune.failed_us, *np.unique(np.asarray(tune.failure, np.str_)).tolist()}))
@@ -254,15 +270,15 @@ def _threshold(threshold_of: Callable[[float], float], percentile: float) -> flo
     return threshold
 
 
-def _alerts(rows: ScoredRows, tiers: tuple[float, float], policy: AlertPolicy) -> Alerts:
+def _alerts(rows: _Exceeding, tiers: tuple[float, float], policy: AlertPolicy) -> Alerts:
     """Alerts that were pages; silence says nothing of a policy."""
     judged = PolicyRows.above(rows.machine, rows.time_us, rows.score, *tiers)
-    _, alerts = advance(None, judged, replace(policy, no_data_us=None))
+    _, alerts = advance(None, judged, replace(policy, no_data_us=None), place_N=rows.place)
     return alerts.take(alerts.paged_us >= 0)
 
 
 def _false_pages(
-    healthy: ScoredRows,
+    healthy: _Exceeding,
     machines_M: MachineN,
     rows_M: IntN,
     tiers: tuple[float, float],
@@ -282,7 +298,7 @@ def _false_pages(
 
 
 def _caught(
-    tune: ScoredRows, names: Sequence[str], failed_us: Sequence[int], tiers: tuple[float, float], policy: AlertPolicy
+    tune: _Exceeding, names: Sequence[str], failed_us: Sequence[int], tiers: tuple[float, float], policy: AlertPolicy
 ) -> dict[str, Any]:
     """Failures before which a page opens, and the median time from the first one to the failure."""
     alerts = _alerts(tune, tiers, policy)

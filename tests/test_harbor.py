@@ -83,6 +83,10 @@ def test_a_fleet_goes_through_the_real_stages_to_every_reported_figure(result, s
     assert fleet["training"]["train_rows"] > 2_000
     assert 0 < fleet["training"]["ill_share"] < 0.2
     assert 30 < fleet["machine_days"] < 36 + 2 * 7
+    built = fleet["as_built"]
+    assert result["events_caught_as_built"] == built["events_caught"] <= fleet["events"]
+    assert 99.5 < built["page_percentile"] < 100
+    assert built["false_pages_upper"] > built["false_pages_per_day"] >= 0
     for figures in fleet["detectors"].values():
         assert figures["events_caught"] <= fleet["events"] == 2
         assert figures["false_pages_upper"] > figures["false_pages_per_day"]
@@ -151,6 +155,12 @@ def test_what_judges_is_later_and_nothing_is_used_twice(setup) -> None:
     assert not {event.failure_id for event in parts["tune"].events} & {
         event.failure_id for event in parts["test"].events
     }
+    for windows in (parts["tune"], parts["test"]):
+        for week in windows.stretches:
+            for what in ("calibration", "budget", "test"):
+                for each in parts[what].stretches:
+                    apart = each.machine != week.machine or each.end <= week.begin or each.begin >= week.end
+                    assert apart or each == week or not week.window
     for stretch in parts["test"].stretches:
         if not stretch.window:
             mine = [fault for fault in plant.history.faults if fault.machine == stretch.machine]

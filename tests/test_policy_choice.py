@@ -9,6 +9,7 @@ from pipeline.counts import overdispersion, upper_bound
 from pipeline.errors import ContractError
 from pipeline.params import ChoiceParams, PolicyParams
 from pipeline.policy_choice import PolicyChoice, ScoredRows, TuneFailureRows, choose_policy
+from pipeline.policy_state import PolicyRows, advance
 from pipeline.schema import MICROSECONDS_PER_HOUR as HOUR
 
 STEP = HOUR // 6
@@ -181,6 +182,21 @@ class TestFalsePages:
         assert set(
             by_percentile(choose(raised(quiet(), 1, 9, 50, 1.5), TuneFailureRows.none()), "false_page_episodes")
         ) == {0}
+
+    def test_rows_below_the_low_tier_take_part_by_their_place_alone(self) -> None:
+        rng = np.random.default_rng(4)
+        healthy = quiet()
+        walk = np.convolve(rng.normal(size=len(healthy.score)), np.ones(6), "same")
+        healthy, counted = replace(healthy, score=walk), set()
+        for row in choose(healthy, failures(one=[(30, 3.5)]), ChoiceParams(page_percentiles=(99.8, 99.95))).table:
+            params = PolicyParams(k=row["k"], n=row["n"], cool_down_hours=row["cool_down_hours"])
+            policy = replace(AlertPolicy.fitted_to(params, STEP), no_data_us=None)
+            rows = PolicyRows.above(healthy.machine, healthy.time_us, walk, LEVELS[99.5], row["threshold"])
+            _, alerts = advance(None, rows, policy)
+            pages = alerts.take(alerts.paged_us >= 0).page_weight().sum()
+            assert row["false_page_episodes"] == pages
+            counted.add(pages)
+        assert len(counted) > 5
 
     def test_machines_without_a_page_count_among_the_machines(self) -> None:
         healthy = raised(raised(quiet(), 0, 10, 1, 9.0), 0, 500, 1, 9.0)

@@ -20,10 +20,12 @@ from pipeline.counts import overdispersion, upper_bound
 from pipeline.ensemble import TailTables
 from pipeline.intervals import rate_with_interval, wilson
 from pipeline.judging.judged import Outcome
-from pipeline.judging.outcomes import caught_by_chance, only_caught, outcome_at
+from pipeline.judging.outcomes import caught_by_chance, only_caught, outcome_at, outcome_of, shifted_catches
 from pipeline.levels import group_levels
 from pipeline.params import Params
-from pipeline.pareto import TailFit
+from pipeline.pareto import TailFit, tier_threshold
+from pipeline.policy_choice import ScoredRows, TuneFailureRows, choose_policy
+from pipeline.policy_state import page_episodes
 from pipeline.schema import (
     ENSEMBLE,
     Baseline,
@@ -34,7 +36,7 @@ from pipeline.schema import (
 
 BUDGET = 12.0  # false page episodes a day of FLEET machines: 0.02 per machine-day
 CONFIDENCE = 0.9
-POLICIES = ((1, 1), (3, 5), (12, 20), (60, 120), (180, 360))  # k of n rows
+POLICIES = ((1, 1), (12, 20), (30, 120), (36, 360), (90, 360), (72, 720))  # k of n rows
 GAP_MINUTES, WINDOW_SLACK = 30.0, 1.5  # rows are lost: a window holds half as many again as it needs
 CANDIDATES = np.r_[np.linspace(0.5, 0.99, 50), 1 - np.geomspace(0.01, 1e-7, 100)]  # at which thresholds are looked for
 FEW = 1  # false episodes that count as within a budget too small to be shown
@@ -60,6 +62,16 @@ class Judged:
     def day_S(self) -> IntN:
         """Day of each stretch."""
         return np.array([int(stretch.begin) for stretch in self.part.stretches], np.int64)
+
+    @cached_property
+    def circle_S(self) -> npt.NDArray[np.int32]:
+        """Circle of each stretch."""
+        return np.array([stretch.circle for stretch in self.part.stretches], np.int32)
+
+    @property
+    def since_start_us(self) -> IntN:
+        """Times since the fleet's start, of a part whose stretches are days with a circle each."""
+        return self.time_us_N + self.day_S[self.stretch_N] * DAY
 
     @cached_property
     def ill_S(self) -> BoolN:
@@ -102,8 +114,7 @@ class Judged:
 
     def line(self, policy: AlertPolicy) -> Timeline:
         """The time line of all circles, as a policy looks back on it."""
-        circle_S = np.array([stretch.circle for stretch in self.part.stretches], np.int32)
-        return Timeline.of(circle_S[self.stretch_N], self.time_us_N, policy)
+        return Timeline.of(self.circle_S[self.stretch_N], self.time_us_N, policy)
 
     def false_pages(self, episodes: Episodes, false_E: BoolN) -> tuple[float, float, float]:
         """Their number, the dispersion over machines, and the upper bound of the number."""
@@ -302,6 +313,7 @@ def judge_fleet(fleet: ScoredFleet, params: Params, *, confirmed: bool = False) 
             outcomes[name].by_chance = caught_by_chance(exceeds, line, test.part.events, shifts, setup.seed)
             episodes = line.episodes(line.alert_rows(exceeds))
             detectors[name] = _pages(outcomes[name], episodes, test) | _chosen(chosen[name])
+    built = as_built(by_levels[setup.levels[0]], params)
     for name in detectors:
         mine = by_levels[chosen[name][0].levels]
         detectors[name] |= _rates(mine.references[name], mine.judged, name, setup, params)
@@ -323,7 +335,50 @@ def judge_fleet(fleet: ScoredFleet, params: Params, *, confirmed: bool = False) 
             if event.failure_id not in outcomes[ENSEMBLE].caught
         ],
         "training": dict(fleet.facts),
+        "as_built": built,
         "detectors": detectors,
+    }
+
+
+def as_built(mine: Calibrated, params: Params) -> dict[str, Any]:
+    """The ensemble as a build calibrates it: tiers, choice of the policy and state machine are those of the project.
+
+    Its thresholds are percentiles of the calibration rows; the policy and the page tier's percentile are chosen from
+    `calibrate.choice` on budget rows and tune failures. Pages stand as long as the low tier goes on.
+    """
+    reference, section = mine.references[ENSEMBLE], params.calibrate
+    budget, tune, test = (mine.judged[what] for what in ("budget", "tune", "test"))
+    tail = None if reference.tail is None else reference.tail.tail
+    scores_of = {what: mine.judged[what].scores[ENSEMBLE].astype(np.float64) for what in ("budget", "tune")}
+    identity_C = np.array([event.failure_id for event in tune.part.events])
+
+    def threshold(percentile: float) -> float:
+        return tier_threshold(reference.scores, percentile, tail)
+
+    choice = choose_policy(
+        ScoredRows(budget.machine_S[budget.stretch_N].astype(np.int32), budget.since_start_us, scores_of["budget"]),
+        TuneFailureRows(identity_C[tune.circle_S[tune.stretch_N]], tune.time_us_N, scores_of["tune"]),
+        threshold,
+        section.choice,
+        section.policy,
+        low_percentile=section.low_percentile,
+        page_percentile=section.page_percentile,
+        budget=BUDGET / FLEET,
+        confidence=CONFIDENCE,
+    )
+    score_N, low, page = test.scores[ENSEMBLE], threshold(section.low_percentile), threshold(choice.page_percentile)
+    hit, line = np.flatnonzero(score_N > low), test.line(choice.policy)  # rows stand in the line's order
+    pages = page_episodes(line.only(hit), np.ones(len(hit), bool), score_N[hit] > page)
+    episodes = Episodes(hit[pages.first], hit[pages.last], line)
+    outcome, row = outcome_of(episodes, test.part.events), choice.chosen
+    outcome.by_chance = shifted_catches(episodes, test.part.events, params.evaluate.chance_shifts, params.seed)
+    return _pages(outcome, episodes, test) | {
+        "policy": [row["k"], row["n"]],
+        "cool_down_hours": row["cool_down_hours"],
+        "page_percentile": choice.page_percentile,
+        "tune_caught": len(row["caught"]),
+        "budget_pages": row["false_page_episodes"],
+        "within_budget": row["within_budget"],
     }
 
 

@@ -124,15 +124,20 @@ def plan(plant: Plant) -> Plan:
     looks = CALIBRATION_LOOK_DAYS * setup.machines
     early = spread(by_log, looks + setup.budget_days, rng, "calibration")
     early = [early[index] for index in rng.permutation(len(early))]
+    weeks = [(failure.machine, failure.end - HORIZON, failure.end) for failure in (*tunes, *tests)]
+    apart = days_without(weeks, setup.machines, 0, int(np.ceil(setup.days)))  # from the rows before failures
     in_truth = plant.true_trouble() + plant.true_work() + plant.known_work(horizons=False)
     free = days_without(in_truth, setup.machines, int(np.ceil(setup.test[0])), int(setup.days))
     healthy = spread(free, setup.healthy_days, rng, "healthy test days")
     healthy = [(machine, int(np.ceil(setup.test[0])) + day) for machine, day in healthy]
+    healthy = [(machine, day) for machine, day in healthy if apart[machine, day]]
 
     ill = ~days_without(plant.true_trouble(), setup.machines, int(begin), int(end))
     minutes, days = [], []
     for index, (machine, day) in enumerate(early):
         faulty, at = bool(ill[machine, day]), int(begin) + day
+        if not apart[machine, at]:
+            continue
         if index < looks:
             heard = _minutes_of_day(at, max(1, round(setup.calibration_hours * 60 / looks)), rng)
             minutes.append(Stretch(machine, at, at + 1, index, ill=faulty, minutes=heard))
