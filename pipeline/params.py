@@ -618,7 +618,7 @@ class ScoreParams(Section):
     shard_rows: Annotated[int, Field(ge=1)] = (
         2_000_000  # small uploads are gathered up to so many; larger ones stand alone
     )
-    future_hours: Annotated[float, Field(ge=0)] = 24.0  # rows later than that after their arrival raise no alert
+    future_hours: Annotated[float, Field(ge=0)] = 2.0  # rows later than that after their arrival raise no alert
     lease_minutes: Annotated[float, Field(gt=0)] = 15.0  # without a sign of life: another scorer takes the shard over
     attempts: Annotated[int, Field(ge=1)] = 5  # of a shard whose scorer died; then its uploads are set aside
     engine: Literal["local", "dask"] = "local"

@@ -16,6 +16,7 @@ from pipeline.log_status import Intervals
 from pipeline.policy_state import Alerts, Cause, PolicyRows, advance
 from pipeline.release import Release
 from pipeline.schema import ENSEMBLE, FloatN, IntN, Tag, times_us
+from pipeline.sensor_clocks import EARLIEST_US, newest_believed
 from pipeline.store import read_table
 
 ALERTS = "_alerts.json"  # readers of Parquet folders pass over names that begin so
@@ -43,7 +44,8 @@ def run_alerts(
 ) -> list[dict[str, Any]]:
     """Alerts of the policy over the rows of a run, with everything that a crew is told.
 
-    A machine that has been silent until the run's newest row has a no-data alert, unless it was logged off.
+    A machine that has been silent until the run's newest row has a no-data alert, unless it was logged off. Rows of a
+    clock that jumped ahead raise no alert and make no other machine silent.
 
     Args:
         release: that scored.
@@ -60,8 +62,11 @@ def run_alerts(
         np.concatenate([getattr(day, name) for day in days]) for name in ("time_us", "tier", "rarity")
     )
     low, page = (tier >= TIER_NAMES.index(name) for name in ("low", "page"))
-    rows = PolicyRows(machine, time_us, low, page, ~np.isnan(rarity), rarity)
-    _, alerts = advance(None, rows, release.policy, now_us=int(time_us.max()), off=off_intervals(maintenance, index))
+    newest_us = int(time_us.max())
+    now_us = newest_believed(time_us, newest_us) if newest_us > EARLIEST_US else newest_us  # dates may be synthetic
+    believed = time_us <= now_us
+    rows = PolicyRows(machine, time_us, low & believed, page & believed, believed & ~np.isnan(rarity), rarity)
+    _, alerts = advance(None, rows, release.policy, now_us=now_us, off=off_intervals(maintenance, index))
     ends = np.cumsum([len(day.row) for day in days])
     first, peak = (_rows_at(rows, alerts, moment_us) for moment_us in (alerts.opened_us, alerts.peak_us))
     first_rows = [None if row is None else _place(days, ends, row) for row in first]

@@ -33,7 +33,6 @@ from pipeline.rows import RowKeys, conditions_of
 from pipeline.schema import (
     ENSEMBLE,
     MICROSECONDS_PER_DAY,
-    MICROSECONDS_PER_HOUR,
     BoolN,
     IntN,
     codes_and_names,
@@ -43,13 +42,12 @@ from pipeline.schema import (
 )
 from pipeline.score import scored_table
 from pipeline.score_log import keys_between
+from pipeline.sensor_clocks import newest_believed
 from pipeline.store import ROW_GROUP_ROWS, parquet_codec, refuse_nulls
 from pipeline.train import use_threads
 from pipeline.uploads import LandingZone
 
 TEMPORARY = ".tmp"
-EARLIEST_US = 978_307_200_000_000  # 2001: clocks that have lost their time tell 1970 or 2000
-ALONE_SHARE, ALONE_US = 0.01, 6 * MICROSECONDS_PER_HOUR
 MOST_MACHINE_NAME = 255  # characters: a key of the database
 WORKERS = 2  # pieces that are scored at once
 PIECE_ROWS = 100_000  # that are scored at once: the last batch of a piece is padded, and so is that of its explanations
@@ -141,24 +139,6 @@ def score_shard(job: ShardJob) -> ShardResult:
         for file, key in zip(job.uploads, keys, strict=True)
     }
     return ShardResult(token, rows, unusable, repeated, days.names, newest, time.perf_counter() - begun)
-
-
-def newest_believed(time_us_N: IntN, until_us: int) -> int:
-    """The time of an upload's last row that is believed; EARLIEST_US where none is.
-
-    Not believed are rows after `until_us`, and few rows at the end that stand alone: fewer than ALONE_SHARE of all, and
-    more than ALONE_US after the row before them. Clocks jump; a fleet's time must not follow one of them.
-
-    >>> hour = 3_600_000_000
-    >>> times = EARLIEST_US + np.r_[np.arange(200), 900] * hour
-    >>> (newest_believed(times, EARLIEST_US + 1000 * hour) - EARLIEST_US) // hour
-    199
-    """
-    ordered = np.sort(time_us_N[(time_us_N <= until_us) & (time_us_N > EARLIEST_US)])
-    few = int(ALONE_SHARE * len(time_us_N))
-    jumps = np.flatnonzero(np.diff(ordered[-few - 1 :]) > ALONE_US) if few else np.empty(0, np.int64)
-    end = len(ordered) - (min(few + 1, len(ordered)) - int(jumps[0]) - 1 if len(jumps) else 0)
-    return int(ordered[end - 1]) if end > 0 else EARLIEST_US
 
 
 def publish(log: Path | str, name: str, token: str, days: Sequence[str]) -> None:

@@ -95,6 +95,21 @@ def test_a_machine_that_falls_silent_has_an_alert_unless_it_is_off(release: Rele
     assert run_alerts(patient, tmp_path, [], None) == []
 
 
+def test_a_clock_that_jumps_ahead_makes_no_machine_silent(release: Release, tmp_path: Path) -> None:
+    policy = release.calibration["policy"] | {"no_data_us": 6 * HOUR}
+    patient = replace(release, calibration=release.calibration | {"policy": policy})
+    start = int(dt.datetime(2025, 3, 1, tzinfo=dt.UTC).timestamp() * 1e6)
+    machine, time_us = np.repeat([0, 1, 2], 50), start + np.tile(np.arange(50), 3) * HOUR
+    time_us[-1] += 365 * 24 * HOUR
+    quiet, tier = np.zeros(150), np.zeros(150, np.int8)
+    tier[-1] = 2
+    day = DayScores("2025-03-01.parquet", np.arange(150), machine, ["a", "b", "c"], time_us, tier, quiet)
+    assert run_alerts(patient, tmp_path, [day], None) == []
+    time_us[-10:] += 365 * 24 * HOUR  # a tenth of all rows is no jump of one clock
+    told = run_alerts(patient, tmp_path, [replace(day, tier=np.zeros(150, np.int8))], None)
+    assert {alert["machine_id"] for alert in told} == {"a", "b", "c"}
+
+
 def test_fault_frequencies_of_a_bearing() -> None:
     # SKF 6205-like: 9 balls, shaft 30 Hz
     assert frequencies_within(29, 31, BEARING) == ["shaft (30 Hz)"]

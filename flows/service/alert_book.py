@@ -44,7 +44,7 @@ from pipeline.policy_state import CAUSES, NO_ROWS, Alerts, Cause, PolicyRows, Po
 from pipeline.release import Release
 from pipeline.run_alerts import TIER_NAMES, off_intervals
 from pipeline.schema import ENSEMBLE, BoolN, IntN, codes_and_names, times_us
-from pipeline.score_shard import EARLIEST_US
+from pipeline.sensor_clocks import EARLIEST_US
 from pipeline.store import read_table
 
 POLICY = "policy"

@@ -23,7 +23,8 @@ from pipeline.epochs import moment_of
 from pipeline.errors import ContractError
 from pipeline.landing import SourceFile
 from pipeline.params import ScoreParams
-from pipeline.score_shard import EARLIEST_US, ShardResult
+from pipeline.score_shard import ShardResult
+from pipeline.sensor_clocks import EARLIEST_US
 from pipeline.uploads import LandingZone, UploadFacts
 
 MOST_PATH = 1000  # bytes: an index holds no longer ones
