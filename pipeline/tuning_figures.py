@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from pipeline.judging.row_ranking import rankable
 from pipeline.schema import FloatN
 
 
@@ -40,7 +41,7 @@ def tuning_figures(
         figures: dict[str, Any] = {"auroc": None, "average_precision": None}
         if len(tune_M):
             label = np.r_[np.zeros(len(healthy_N), np.int8), np.ones(len(tune_M), np.int8)]
-            score = np.r_[healthy_N, tune_M]
+            score = rankable(np.r_[healthy_N, tune_M])
             figures["auroc"] = round(float(roc_auc_score(label, score)), 6)
             figures["average_precision"] = round(float(average_precision_score(label, score)), 6)
         figures |= {f"caught_{tier}": len(tiers[tier]["tune_caught"]) for tier in ("low", "page")}

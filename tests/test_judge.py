@@ -167,6 +167,23 @@ def test_without_healthy_rows_false_episodes_and_curves_are_null_with_their_reas
         assert "no healthy test rows" in judged.figures["null_reasons"][key]
 
 
+def test_infinite_scores_of_test_rows_are_the_highest(rng) -> None:
+    machine, time = fleet(rng, 3, 30)
+    faulty = (machine == 0) & (time > 20 * MICROSECONDS_PER_DAY)
+    scores = rng.normal(size=len(machine))
+    healthy = JudgedRows(machine, time, np.zeros(len(machine), np.int8), {"pca": scores})
+    events = [Event("f", 0, 20 * MICROSECONDS_PER_DAY, int(time.max()), 20 * MICROSECONDS_PER_DAY)]
+    found = []
+    for level in (np.inf, 99.0):
+        rows = JudgedRows(machine, time, faulty.astype(np.int8), {"pca": np.where(faulty, level, scores)})
+        judged = judge(rows, healthy, events, list("abc"), POLICY, release_detector="pca", seed=1, **QUICK)
+        json.dumps([judged.figures, judged.roc, judged.curves, judged.what_if], allow_nan=False)
+        figures = judged.figures["detectors"]["pca"]
+        found.append([figures[key] for key in ("auroc", "partial_auroc", "events_caught")])
+    assert found[0] == found[1]
+    assert found[0] == [1.0, None, 1]
+
+
 def test_with_synthetic_dates_rates_per_day_are_null_and_lead_times_stand(rng) -> None:
     machine, time = fleet(rng, 3, 30)
     label = np.where((machine == 0) & (time > 20 * MICROSECONDS_PER_DAY), FAULTY, HEALTHY).astype(np.int8)

@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.alerts import Episodes, Timeline
 from pipeline.judging.judged import Event, Outcome
 from pipeline.judging.outcomes import outcome_at
+from pipeline.judging.row_ranking import LARGEST
 from pipeline.schema import BoolN, FloatN
 
 MOST_POINTS = 60
@@ -173,7 +174,7 @@ def curve_rows(
         {
             "detector": detector,
             "kind": kind,
-            "threshold": point.threshold,
+            "threshold": min(point.threshold, LARGEST),
             "false_episodes": point.false_episodes,
             "false_episodes_per_day": None if per_day is None else round(point.false_episodes * per_day, 6),
             "events_caught": point.caught if events else None,

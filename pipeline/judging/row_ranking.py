@@ -16,12 +16,22 @@ PARTIAL_FALSE_POSITIVES = 0.005
 PARTIAL_MIN_HEALTHY = 2_000
 HISTOGRAM_BINS = 2_000
 AUROC_DRAWS = 300
+LARGEST = 1e300  # a score that is ranked: scikit-learn refuses infinite ones
+
+
+def rankable(scores_N: FloatN) -> FloatN:
+    """Scores (N,) in the same order, infinite ones large.
+
+    >>> rankable(np.array([1.0, np.inf])).tolist()
+    [1.0, 1e+300]
+    """
+    return np.clip(scores_N, -LARGEST, LARGEST)
 
 
 def row_metrics(test: JudgedRows, name: str, nulls: dict[str, str], seed: int) -> dict[str, Any]:
     """AUROC with an interval over machines, average precision, partial AUROC (McClish, standardised)."""
     known = test.label != UNKNOWN
-    label, score = test.label[known], test.scores[name][known]
+    label, score = test.label[known], rankable(test.scores[name][known])
     healthy, faulty = int((label == HEALTHY).sum()), int((label == FAULTY).sum())
     figures: dict[str, Any] = {"auroc": None, "auroc_ci": None, "average_precision": None, "partial_auroc": None}
     if not healthy or not faulty:
@@ -77,7 +87,7 @@ def roc_points(test: JudgedRows, points: int = 150) -> list[dict[str, Any]]:
         return []
     listed = []
     for name, scores in test.scores.items():
-        false_rate, true_rate, _ = roc_curve(label, scores[known])
+        false_rate, true_rate, _ = roc_curve(label, rankable(scores[known]))
         grid = np.unique(np.r_[0.0, np.geomspace(1e-5, 1, points)])
         for x, y in zip(grid, np.interp(grid, false_rate, true_rate), strict=True):
             listed.append({"detector": name, "false_positive_rate": rounded(x, 8), "true_positive_rate": rounded(y)})
