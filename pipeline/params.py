@@ -550,10 +550,10 @@ class ChoiceParams(Section):
     k_of_n: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)] = (
         (1, 1),
         (3, 5),
-        (5, 8),
         (12, 20),
         (30, 120),
         (36, 360),
+        (180, 360),
     )
     longest_hours: Annotated[float, Field(gt=0)] = 6.0  # that n rows may span; longer ones are left out
     cool_down_hours: Annotated[tuple[Hours, ...], Field(min_length=1)] = (0.0, 24.0)

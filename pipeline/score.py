@@ -45,6 +45,7 @@ from pipeline.store import day_files, read_table, read_with_context, write_json,
 from pipeline.train import use_threads
 
 TOP_BINS = 5
+FLAT = 1e-6  # of the largest bin: a spectrum whose bins differ by less
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class ScoredRows:
 def scored_table(
     release: Release, file: str, row_N: IntN, spectra_NF: FloatNF, keys: RowKeys, time_us_N: IntN
 ) -> ScoredRows:
-    """Score N rows of one file; a row that is not finite, or negative where magnitudes are meant, gets nulls.
+    """Score N rows of one file; a row that `usable_rows` leaves out gets nulls.
 
     Args:
         release: that scores.
@@ -168,14 +169,17 @@ def scored_table(
 
 
 def usable_rows(spectra_NF: FloatNF, kind: str) -> BoolN:
-    """Rows (N,) that can be scored: finite, and not negative where the kind of fleet means magnitudes.
+    """Rows (N,) that can be scored: finite, and where the kind of fleet means magnitudes neither negative nor flat.
 
-    >>> usable_rows(np.array([[1, 2], [-1, 2], [np.inf, 2]], np.float32), "spectrum").tolist()
-    [True, False, False]
+    A flat spectrum (all bins alike) tells of a sensor, not of a machine.
+
+    >>> usable_rows(np.array([[1, 2], [-1, 2], [np.inf, 2], [3, 3], [0, 0]], np.float32), "spectrum").tolist()
+    [True, False, False, False, False]
     """
     usable = energy_is_finite(spectra_NF)
-    if kind == "spectrum":
-        usable = np.asarray(usable & (np.nan_to_num(spectra_NF) >= 0).all(axis=1))
+    if kind == "spectrum" and spectra_NF.shape[1] > 1:
+        low_N, high_N = spectra_NF.min(axis=1), spectra_NF.max(axis=1)
+        usable = np.asarray(usable & (low_N >= 0) & (low_N < (1 - FLAT) * high_N))
     return usable
 
 

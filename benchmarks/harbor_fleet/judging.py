@@ -12,19 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from harbor_fleet.plan import Part
-from harbor_fleet.plant import DAY, FLEET, LEVELS_OF, Setup
+from harbor_fleet.plant import DAY, FLEET, Setup
 from harbor_fleet.scoring import ScoredFleet, Scores
-from pipeline.alerts import AlertPolicy, Episodes, Timeline, chains, enough_of_last
+from pipeline.alerts import AlertPolicy, Episodes, Timeline
 from pipeline.calibrate import crossed_statistic, ensemble_rule, matched_scale, tail_table
 from pipeline.counts import overdispersion, upper_bound
 from pipeline.ensemble import TailTables
 from pipeline.intervals import rate_with_interval, wilson
 from pipeline.judging.judged import Outcome
-from pipeline.judging.outcomes import caught_by_chance, only_caught, outcome_at, outcome_of, shifted_catches
+from pipeline.judging.outcomes import only_caught, outcome_of, shifted_catches
 from pipeline.levels import group_levels
 from pipeline.params import Params
 from pipeline.pareto import TailFit, tier_threshold
-from pipeline.policy_choice import ScoredRows, TuneFailureRows, choose_policy
+from pipeline.policy_choice import PolicyChoice, ScoredRows, TuneFailureRows, choose_policy
 from pipeline.policy_state import page_episodes
 from pipeline.schema import (
     ENSEMBLE,
@@ -36,10 +36,6 @@ from pipeline.schema import (
 
 BUDGET = 12.0  # false page episodes a day of FLEET machines: 0.02 per machine-day
 CONFIDENCE = 0.9
-POLICIES = ((1, 1), (12, 20), (30, 120), (36, 360), (90, 360), (72, 720))  # k of n rows
-GAP_MINUTES, WINDOW_SLACK = 30.0, 1.5  # rows are lost: a window holds half as many again as it needs
-CANDIDATES = np.r_[np.linspace(0.5, 0.99, 50), 1 - np.geomspace(0.01, 1e-7, 100)]  # at which thresholds are looked for
-FEW = 1  # false episodes that count as within a budget too small to be shown
 Float32 = npt.NDArray[np.float32]
 
 
@@ -70,8 +66,18 @@ class Judged:
 
     @property
     def since_start_us(self) -> IntN:
-        """Times since the fleet's start, of a part whose stretches are days with a circle each."""
+        """Times (N,) since the fleet's start, of a part whose stretches are days with a circle each."""
         return self.time_us_N + self.day_S[self.stretch_N] * DAY
+
+    @property
+    def machine_N(self) -> IntN:
+        """Machine of each row."""
+        return self.machine_S[self.stretch_N]
+
+    @property
+    def circle_N(self) -> npt.NDArray[np.int32]:
+        """Circle of each row."""
+        return self.circle_S[self.stretch_N]
 
     @cached_property
     def ill_S(self) -> BoolN:
@@ -114,7 +120,7 @@ class Judged:
 
     def line(self, policy: AlertPolicy) -> Timeline:
         """The time line of all circles, as a policy looks back on it."""
-        return Timeline.of(self.circle_S[self.stretch_N], self.time_us_N, policy)
+        return Timeline.of(self.circle_N, self.time_us_N, policy)
 
     def false_pages(self, episodes: Episodes, false_E: BoolN) -> tuple[float, float, float]:
         """Their number, the dispersion over machines, and the upper bound of the number."""
@@ -202,93 +208,56 @@ def comparable_scores(tails: TailTables, given: Scores, machine_N: IntN) -> dict
     return found
 
 
-def policies(interval_us: int) -> list[AlertPolicy]:
-    """The grid: k of the last n rows, where a machine-day holds several such windows."""
-    gap_us = max(round(GAP_MINUTES * 60e6), round(2.5 * interval_us))
-    return [
-        AlertPolicy(k, n, round(WINDOW_SLACK * n * interval_us), gap_us)
-        for k, n in POLICIES
-        if n * interval_us <= DAY / 8
-    ]
-
-
-def episodes_above(line: Timeline, score_N: Float32, threshold: float) -> Episodes:
-    """As `line.episodes(line.alert_rows(score_N > threshold))`, with work only where rows exceed.
-
-    Rows stand in the line's order.
-    """
-    hit = np.flatnonzero(score_N > threshold)
-    alert = hit[enough_of_last(line.place[hit], line.machine[hit], line.time_us[hit], line.policy)]
-    first, stop = chains(line.machine[alert], line.time_us[alert], line.policy.gap_us)
-    return Episodes(alert[first], alert[stop - 1], line)
-
-
-def threshold_within(budget: Judged, line: Timeline, score_N: Float32, candidates: FloatN) -> float:
-    """The lowest of the candidates whose upper bound of false episodes stays within the budget, as do all higher ones.
-
-    A budget that few machine-days cannot show allows FEW.
-    """
-    allowed = max(BUDGET / FLEET * budget.days, upper_bound(FEW, confidence=CONFIDENCE))
-    best = float(candidates[-1])
-    for candidate in candidates[::-1].tolist():
-        episodes = episodes_above(line, score_N, candidate)
-        if budget.false_pages(episodes, np.ones(len(episodes), bool))[2] > allowed:
-            break
-        best = candidate
-    return best
-
-
 @dataclass(frozen=True)
-class Choice:
-    """Levels and a policy with its threshold, and what they came to on the rows that chose them."""
+class Chosen:
+    """How one detector raises pages: whose levels its scores have, its tiers' thresholds, the choice behind them."""
 
     levels: str
-    policy: AlertPolicy
-    threshold: float
-    tune_caught: int
-    lead_hours: float
-    budget_pages: int
-    budget_pages_ill: int  # in machine-days that only the log calls healthy
+    low: float
+    page: float
+    choice: PolicyChoice
 
     @property
-    def rank(self) -> tuple[int, float, int, bool]:
-        """Larger is better: failures caught, then lead time, then the simpler policy and levels."""
-        return self.tune_caught, round(self.lead_hours, 1), -self.policy.n, self.levels == LEVELS_OF[0]
-
-    @property
-    def name(self) -> str:
-        """For the record."""
-        return f"{self.policy.k} of {self.policy.n}, {self.levels}"
+    def rank(self) -> tuple[bool, int, float]:
+        """Larger is better: the budget kept, failures caught, then lead time."""
+        row = self.choice.chosen
+        return row["within_budget"], len(row["caught"]), row["median_lead_time_hours"] or 0.0
 
 
-def choices_of(judged: Mapping[str, Judged], interval_us: int, levels: str) -> dict[str, list[Choice]]:
-    """Every detector's policies: thresholds from budget rows, what they catch of the tune failures."""
-    budget, tune = judged["budget"], judged["tune"]
-    found: dict[str, list[Choice]] = {name: [] for name in budget.scores}
-    candidates = {}
-    for name, score_N in budget.scores.items():
-        place = np.unique(np.ceil(CANDIDATES * (len(score_N) - 1)).astype(np.int64))
-        candidates[name] = np.unique(np.r_[np.partition(score_N, place)[place], score_N.max()]).astype(np.float64)
-    for policy in policies(interval_us):
-        lines = budget.line(policy), tune.line(policy)
-        for name, choices in found.items():
-            threshold = threshold_within(budget, lines[0], budget.scores[name], candidates[name])
-            outcome = outcome_at(tune.scores[name] > threshold, lines[1], tune.part.events)
-            leads = [lead for _, lead in outcome.caught.values()]
-            lead = float(np.median(leads)) if leads else 0.0
-            pages = episodes_above(lines[0], budget.scores[name], threshold)
-            ill = int(budget.ill_S[budget.stretch_N[pages.first]].sum())
-            choices.append(Choice(levels, policy, threshold, len(leads), lead, len(pages), ill))
-    return found
+def chosen_by_build(mine: Calibrated, name: str, levels: str, params: Params) -> Chosen:
+    """What a build whose release raises alerts by this detector chooses: its tiers and policy.
+
+    Thresholds are percentiles of the calibration rows; policy and page percentile are chosen from `calibrate.choice` on
+    budget rows and tune failures.
+    """
+    reference, section = mine.references[name], params.calibrate
+    budget, tune = mine.judged["budget"], mine.judged["tune"]
+    tail = None if reference.tail is None else reference.tail.tail
+    identity_C = np.array([event.failure_id for event in tune.part.events])
+
+    def threshold(percentile: float) -> float:
+        return tier_threshold(reference.scores, percentile, tail)
+
+    choice = choose_policy(
+        ScoredRows(budget.machine_N.astype(np.int32), budget.since_start_us, budget.scores[name].astype(np.float64)),
+        TuneFailureRows(identity_C[tune.circle_N], tune.time_us_N, tune.scores[name].astype(np.float64)),
+        threshold,
+        section.choice,
+        section.policy,
+        low_percentile=section.low_percentile,
+        page_percentile=section.page_percentile,
+        budget=BUDGET / FLEET,
+        confidence=CONFIDENCE,
+    )
+    return Chosen(levels, threshold(section.low_percentile), threshold(choice.page_percentile), choice)
 
 
-def choose(by_levels: Mapping[str, Calibrated], interval_us: int) -> dict[str, list[Choice]]:
-    """Every detector's levels and policies, the best on the tune failures first."""
-    found: dict[str, list[Choice]] = {}
-    for levels, each in by_levels.items():
-        for name, choices in choices_of(each.judged, interval_us, levels).items():
-            found.setdefault(name, []).extend(choices)
-    return {name: sorted(choices, key=lambda choice: choice.rank, reverse=True) for name, choices in found.items()}
+def pages_of(test: Judged, name: str, chosen: Chosen) -> Episodes:
+    """Pages of the policy's state machine: each stands as long as the low tier goes on."""
+    score_N, line = test.scores[name], test.line(chosen.choice.policy)
+    hit = np.flatnonzero(score_N > chosen.low)  # rows stand in the line's order
+    pages = page_episodes(line.only(hit), np.ones(len(hit), bool), score_N[hit] > chosen.page)
+    return Episodes(hit[pages.first], hit[pages.last], line)
 
 
 def judge_fleet(fleet: ScoredFleet, params: Params, *, confirmed: bool = False) -> dict[str, Any]:
@@ -298,26 +267,20 @@ def judge_fleet(fleet: ScoredFleet, params: Params, *, confirmed: bool = False) 
     by_levels = {levels: calibrated(fleet, interval_us, params, levels) for levels in setup.levels}
     if confirmed:
         by_levels = {levels: each.confirmed() for levels, each in by_levels.items()}
-    chosen, shifts = choose(by_levels, interval_us), params.evaluate.chance_shifts
+    judged = by_levels[setup.levels[0]].judged
     detectors: dict[str, Any] = {}
     outcomes: dict[str, Outcome] = {}
-    by_policy: dict[AlertPolicy, list[str]] = {}
-    for name, choices in chosen.items():
-        by_policy.setdefault(choices[0].policy, []).append(name)
-    for policy, names in by_policy.items():
-        line = by_levels[setup.levels[0]].judged["test"].line(policy)
-        for name in names:
-            test = by_levels[chosen[name][0].levels].judged["test"]
-            exceeds = test.scores[name] > chosen[name][0].threshold
-            outcomes[name] = outcome_at(exceeds, line, test.part.events)
-            outcomes[name].by_chance = caught_by_chance(exceeds, line, test.part.events, shifts, setup.seed)
-            episodes = line.episodes(line.alert_rows(exceeds))
-            detectors[name] = _pages(outcomes[name], episodes, test) | _chosen(chosen[name])
-    built = as_built(by_levels[setup.levels[0]], params)
-    for name in detectors:
-        mine = by_levels[chosen[name][0].levels]
+    for name in judged["test"].scores:
+        tried = [chosen_by_build(each, name, levels, params) for levels, each in by_levels.items()]
+        chosen = max(tried, key=lambda one: one.rank)
+        mine = by_levels[chosen.levels]
+        episodes = pages_of(mine.judged["test"], name, chosen)
+        outcomes[name] = outcome_of(episodes, mine.judged["test"].part.events)
+        outcomes[name].by_chance = shifted_catches(
+            episodes, mine.judged["test"].part.events, params.evaluate.chance_shifts, setup.seed
+        )
+        detectors[name] = _pages(outcomes[name], episodes, mine.judged["test"]) | _chosen(chosen, tried)
         detectors[name] |= _rates(mine.references[name], mine.judged, name, setup, params)
-    judged = by_levels[setup.levels[0]].judged
     test = judged["test"]
     return {
         "seed": setup.seed,
@@ -335,50 +298,7 @@ def judge_fleet(fleet: ScoredFleet, params: Params, *, confirmed: bool = False) 
             if event.failure_id not in outcomes[ENSEMBLE].caught
         ],
         "training": dict(fleet.facts),
-        "as_built": built,
         "detectors": detectors,
-    }
-
-
-def as_built(mine: Calibrated, params: Params) -> dict[str, Any]:
-    """The ensemble as a build calibrates it: tiers, choice of the policy and state machine are those of the project.
-
-    Its thresholds are percentiles of the calibration rows; the policy and the page tier's percentile are chosen from
-    `calibrate.choice` on budget rows and tune failures. Pages stand as long as the low tier goes on.
-    """
-    reference, section = mine.references[ENSEMBLE], params.calibrate
-    budget, tune, test = (mine.judged[what] for what in ("budget", "tune", "test"))
-    tail = None if reference.tail is None else reference.tail.tail
-    scores_of = {what: mine.judged[what].scores[ENSEMBLE].astype(np.float64) for what in ("budget", "tune")}
-    identity_C = np.array([event.failure_id for event in tune.part.events])
-
-    def threshold(percentile: float) -> float:
-        return tier_threshold(reference.scores, percentile, tail)
-
-    choice = choose_policy(
-        ScoredRows(budget.machine_S[budget.stretch_N].astype(np.int32), budget.since_start_us, scores_of["budget"]),
-        TuneFailureRows(identity_C[tune.circle_S[tune.stretch_N]], tune.time_us_N, scores_of["tune"]),
-        threshold,
-        section.choice,
-        section.policy,
-        low_percentile=section.low_percentile,
-        page_percentile=section.page_percentile,
-        budget=BUDGET / FLEET,
-        confidence=CONFIDENCE,
-    )
-    score_N, low, page = test.scores[ENSEMBLE], threshold(section.low_percentile), threshold(choice.page_percentile)
-    hit, line = np.flatnonzero(score_N > low), test.line(choice.policy)  # rows stand in the line's order
-    pages = page_episodes(line.only(hit), np.ones(len(hit), bool), score_N[hit] > page)
-    episodes = Episodes(hit[pages.first], hit[pages.last], line)
-    outcome, row = outcome_of(episodes, test.part.events), choice.chosen
-    outcome.by_chance = shifted_catches(episodes, test.part.events, params.evaluate.chance_shifts, params.seed)
-    return _pages(outcome, episodes, test) | {
-        "policy": [row["k"], row["n"]],
-        "cool_down_hours": row["cool_down_hours"],
-        "page_percentile": choice.page_percentile,
-        "tune_caught": len(row["caught"]),
-        "budget_pages": row["false_page_episodes"],
-        "within_budget": row["within_budget"],
     }
 
 
@@ -408,17 +328,24 @@ def _pages(outcome: Outcome, episodes: Episodes, test: Judged) -> dict[str, Any]
     }
 
 
-def _chosen(choices: Sequence[Choice]) -> dict[str, Any]:
-    """The policy, and what the others came to on the tune failures."""
-    best = choices[0]
+def _chosen(best: Chosen, tried: Sequence[Chosen]) -> dict[str, Any]:
+    """The policy, and the most that each k of n within the budget came to on the tune failures."""
+    row, policies = best.choice.chosen, dict[str, int]()
+    for one in tried:
+        for candidate in one.choice.table:
+            name = f"{candidate['k']} of {candidate['n']}, {one.levels}"
+            if candidate["within_budget"]:
+                policies[name] = max(policies.get(name, 0), len(candidate["caught"]))
     return {
-        "policy": [best.policy.k, best.policy.n],
+        "policy": [row["k"], row["n"]],
+        "cool_down_hours": row["cool_down_hours"],
         "levels": best.levels,
-        "threshold": best.threshold,
-        "tune_caught": best.tune_caught,
-        "budget_pages": best.budget_pages,
-        "budget_pages_ill_in_truth": best.budget_pages_ill,
-        "policies": {each.name: each.tune_caught for each in choices},
+        "page_percentile": best.choice.page_percentile,
+        "threshold": best.page,
+        "tune_caught": len(row["caught"]),
+        "budget_pages": row["false_page_episodes"],
+        "within_budget": row["within_budget"],
+        "policies": policies,
     }
 
 

@@ -27,10 +27,10 @@ from pipeline.schema import (
     FloatNF,
     IntN,
     Tag,
-    energy_is_finite,
     spectra_view,
     times_us,
 )
+from pipeline.score import usable_rows
 from pipeline.simulation import physics
 from pipeline.simulation.days import Fleet, day_table
 from pipeline.simulation.history import FleetHistory
@@ -211,7 +211,7 @@ class Plant:
         kept = (time_us >= first_us) & (time_us < last_us)
         for begin_us, end_us in self.work_of.get(stretch.machine, ()):
             kept &= (time_us < begin_us) | (time_us >= end_us)
-        kept &= energy_is_finite(spectra) & (spectra >= 0).all(axis=1)
+        kept &= usable_rows(spectra, "spectrum")
         order = np.flatnonzero(kept)[np.argsort(time_us[kept], kind="stable")]
         order = order[np.r_[True, np.diff(time_us[order]) > 0][: len(order)]]
         starts = self.epochs.of_machine(self.history.names[stretch.machine])
