@@ -24,7 +24,7 @@ from flows.service import ledger, scorer
 from flows.service.tables import Alert, EventKind, Notice, NoticeKind, Shard, ShardState, Upload, UploadState
 from pipeline.errors import ContractError, ReleaseError
 from pipeline.release import load_release
-from pipeline.schema import MAINTENANCE_SCHEMA, dictionary_column, spectra_column, time_column, times_us
+from pipeline.schema import MAINTENANCE_SCHEMA, dictionary_column, spectra_column, spectra_view, time_column, times_us
 from pipeline.score import score_data_set
 from pipeline.score_shard import ShardJob, ShardResult, discard, first_of_keys, publish, score_shard
 from pipeline.store import read_json, read_table
@@ -236,7 +236,7 @@ def test_strange_machines_clocks_and_names(plant: ServicePlant) -> None:
     day = plant.days[0]
     hostile = ["../../x", "<script>alert(1)</script>", 'a"b', "[red]", "ü", "m'; DROP TABLE alerts; --"]
     rows = len(hostile) * 4
-    spectra = spectra_column(np.full((rows, 32), 1e4, np.float32))
+    spectra = spectra_column(np.tile(np.linspace(1e4, 2e4, 32, dtype=np.float32), (rows, 1)))
     begin = int(times_us(day["timestamp"]).min())
     times = np.repeat(begin + np.arange(4) * 3_600_000_000, len(hostile))
     table = pa.table(
@@ -419,10 +419,22 @@ def test_a_page_is_due_at_once_and_an_old_one_with_the_digest(plant: ServicePlan
             assert kinds == {NoticeKind.PAGE if alert.paged_at is not None and fresh else NoticeKind.DIGEST}
 
 
-def test_a_machine_that_falls_silent_has_one_alert_that_closes_when_it_is_heard(plant: ServicePlant) -> None:
+def flat(table: pa.Table, name: str) -> pa.Table:
+    """The same rows, those of a machine with all bins alike: its sensor is dead."""
+    spectra = spectra_view(table["spectrum"], 32).copy()
+    spectra[np.array(table["machine_id"].to_pylist()) == name] = 0.25
+    return table.set_column(table.schema.get_field_index("spectrum"), "spectrum", spectra_column(spectra))
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_machine_that_falls_silent_has_one_alert_that_closes_when_it_is_heard(
+    plant: ServicePlant, dead: bool
+) -> None:
     names = sorted(set(plant.all_rows()["machine_id"].to_pylist()))
     for at in range(6):
-        day = plant.days[at] if at in (0, 5) else of_machines(plant.days[at], *names[1:])
+        day = plant.days[at]
+        if at not in (0, 5):
+            day = flat(day, names[0]) if dead else of_machines(day, *names[1:])
         plant.upload(f"day-{at}", day)
         plant.score()
         mine = [alert for alert in plant.alerts() if alert[:2] == (names[0], "no_data")]
