@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.alerts import MINUTE, AlertPolicy, MachineN, typical_interval_us
+from pipeline.alerts import MINUTE, AlertPolicy, MachineN, chains, typical_interval_us
 from pipeline.counts import overdispersion, upper_bound
 from pipeline.errors import ContractError
 from pipeline.params import CalibrateParams, ChoiceParams, PolicyParams
@@ -169,7 +169,8 @@ def choose_policy(
     allowed = budget * days
     sequences, names, failed_us = _sequences(tune)
     if names or allowed >= upper_bound(0, confidence=confidence):
-        percentiles, policies = _grid(choice, base, low_percentile, page_percentile, interval_us, notes)
+        together = _rows_together(healthy, AlertPolicy.fitted_to(base, interval_us).gap_us)
+        percentiles, policies = _grid(choice, base, low_percentile, page_percentile, interval_us, together, notes)
     else:  # nothing tells candidates apart
         percentiles, policies = [page_percentile], [base]
     thresholds = {percentile: _threshold(threshold_of, percentile) for percentile in (low_percentile, *percentiles)}
@@ -232,6 +233,7 @@ def _grid(
     low_percentile: float,
     page_percentile: float,
     interval_us: int,
+    together: int,
     notes: list[str],
 ) -> tuple[list[float], list[PolicyParams]]:
     """Percentiles and policies to be tried."""
@@ -247,19 +249,33 @@ def _grid(
     if dropped:
         listed = ", ".join(f"{value:g}" for value in dropped)
         notes.append(f"Left out, not above low_percentile={low_percentile:g}: page percentile {listed}.")
-    shapes = dict.fromkeys(product(_short_enough(choice, interval_us, notes), choice.cool_down_hours))
+    shapes = dict.fromkeys(product(_short_enough(choice, interval_us, together, notes), choice.cool_down_hours))
     return percentiles, [base.model_copy(update={"k": k, "n": n, "cool_down_hours": hours}) for (k, n), hours in shapes]
 
 
-def _short_enough(choice: ChoiceParams, interval_us: int, notes: list[str]) -> list[tuple[int, int]]:
-    """Each k of n whose n rows span `longest_hours` at most; the shortest where all span more."""
+def _short_enough(choice: ChoiceParams, interval_us: int, together: int, notes: list[str]) -> list[tuple[int, int]]:
+    """Each k of n whose n rows span `longest_hours` at most, and stand together; the shortest where all are longer.
+
+    Healthy rows that are a sample (`ingest.max_rows`) come in pieces, in which a longer policy raises fewer pages than
+    it would in service.
+    """
     shortest = min(n for _, n in choice.k_of_n)
-    most = max(shortest, int(choice.longest_hours * MICROSECONDS_PER_HOUR / max(1, interval_us)))
-    longer = [f"{k} of {n}" for k, n in choice.k_of_n if n > most]
+    hours = max(shortest, int(choice.longest_hours * MICROSECONDS_PER_HOUR / max(1, interval_us)))
+    longer = [f"{k} of {n}" for k, n in choice.k_of_n if n > hours]
+    apart = [f"{k} of {n}" for k, n in choice.k_of_n if max(shortest, together) < n <= hours]
     if longer:
-        apart = f"rows {interval_us / MINUTE:.4g} minutes apart"
-        notes.append(f"Left out, longer than {choice.longest_hours:g} h of {apart}: {', '.join(longer)}.")
-    return [(k, n) for k, n in choice.k_of_n if n <= most]
+        rows = f"rows {interval_us / MINUTE:.4g} minutes apart"
+        notes.append(f"Left out, longer than {choice.longest_hours:g} h of {rows}: {', '.join(longer)}.")
+    if apart:
+        notes.append(f"Left out, as healthy rows come in pieces of some {together} rows: {', '.join(apart)}.")
+    return [(k, n) for k, n in choice.k_of_n if n <= min(hours, max(shortest, together))]
+
+
+def _rows_together(rows: ScoredRows, gap_us: int) -> int:
+    """Rows of the piece that the middle row stands in: pieces of a machine are further apart than the gap."""
+    order = np.lexsort((rows.time_us, rows.machine))
+    first, stop = chains(rows.machine[order], rows.time_us[order], gap_us)
+    return int(np.median(np.repeat(stop - first, stop - first)))
 
 
 def _threshold(threshold_of: Callable[[float], float], percentile: float) -> float:

@@ -132,6 +132,15 @@ class TestWithFailures:
         enough = ChoiceParams(**choice.model_dump() | {"longest_hours": 20})
         assert [row["n"] for row in choose(quiet(), failures(one=[(10, 9.0)]), enough).table] == [1, 20, 120]
 
+    def test_policies_longer_than_the_pieces_of_a_sample_are_left_out(self) -> None:
+        rows = quiet()
+        hours = rows.time_us // (6 * STEP)
+        sampled = ScoredRows(*(values[hours % 12 == 5] for values in (rows.machine, rows.time_us, rows.score)))
+        choice = ChoiceParams(page_percentiles=(99.95,), k_of_n=((1, 1), (3, 5), (12, 20)), cool_down_hours=(0,))
+        found = choose(sampled, failures(one=[(10, 9.0)]), choice, budget=0.2)
+        assert [(row["k"], row["n"]) for row in found.table] == [(1, 1), (3, 5)]
+        assert "Left out, as healthy rows come in pieces of some 6 rows: 12 of 20." in found.notes
+
     def test_a_cool_down_is_chosen_where_only_it_keeps_the_budget(self) -> None:
         healthy = quiet()
         for start in range(500, 600, 12):
