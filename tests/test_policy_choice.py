@@ -362,8 +362,8 @@ def test_the_choice_is_plain_json_and_keeps_what_params_say_of_the_rest() -> Non
         low_percentile=99.5, page_percentile=99.95, budget=0.02,
     )  # fmt: skip
     assert (found.policy.gap_us, found.policy.no_data_us) == (45 * 60_000_000, 12 * HOUR)
-    assert len(found.table) == 2 * 4 * 2
-    assert [row["window_minutes"] for row in found.table[:8:2]] == [120, 120, 120, 202]
+    assert len(found.table) == 2 * 3 * 2
+    assert [row["window_minutes"] for row in found.table[:6:2]] == [120, 120, 202]
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["table"] == found.table
     assert AlertPolicy.from_json(told["policy"]) == replace(found.policy, notes=())
