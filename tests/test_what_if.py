@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from small_fleet import SMALL_PARAMS
 import pipeline.calibrate
 import pipeline.evaluate
 import pipeline.release
+import pipeline.what_if_sources
 from flows.database import open_database
 from flows.registry import promote, register_release
 from flows.settings import Settings
@@ -33,6 +35,7 @@ from pipeline.replay import Recording
 from pipeline.report_page.what_if import what_if_chart
 from pipeline.schema import codes_and_names, times_us
 from pipeline.score import score_data_set
+from pipeline.score_log import compact_day
 from pipeline.store import read_json, read_table, write_json, write_table
 from pipeline.tails import TailTable
 from pipeline.what_if import MOST_SETTINGS, Setting, Wanted, grid, limits_of, settings_of, what_if
@@ -381,6 +384,49 @@ def test_a_log_without_a_maintenance_log_tells_alerts_and_nothing_of_failures(
     assert {row["budget_kept"] for row in easy["settings"]} == {"yes"}, "even if all of them were false"
     hard = replay_score_log(log, release, Wanted((60.0,), (1,), (1,)), params, budget=0.0)
     assert hard["settings"][1]["budget_kept"] is None
+
+
+def as_the_service_writes(flat: Path, out: Path, layouts: Sequence[str]) -> Path:
+    """The same rows in other files: of each day two shards that overlap in time, both in one, or the flat file."""
+    for number, path in enumerate(sorted(flat.glob("*.parquet"))):
+        layout = layouts[number % len(layouts)]
+        if layout == "flat":
+            shutil.copy(path, out)
+            continue
+        table = read_table(path)
+        for part in range(2):
+            rows = table.take(pa.array(np.arange(part, table.num_rows, 2)))
+            write_table(out / path.stem / f"{2 * number + part:09}-ab12cd34.parquet", rows)
+        if layout == "compacted":
+            compact_day(out, path.stem)
+            assert [file.name[:10] for file in (out / path.stem).iterdir()] == ["compacted-"]
+    return out
+
+
+@pytest.mark.parametrize("layouts", [["shards"], ["compacted"], ["flat", "shards", "compacted"]])
+def test_every_layout_of_a_log_says_the_same(
+    loud: Path, params: Params, release: Release, log: Path, tmp_path: Path, layouts: list[str]
+) -> None:
+    wanted, data_set = Wanted((95.0, 99.0), (1, 2), (1, 3)), loud / "data/raw"
+    served = as_the_service_writes(log, tmp_path, layouts)
+    told = replay_score_log(served, release, wanted, params, data_set=data_set)
+    assert told == replay_score_log(log, release, wanted, params, data_set=data_set)
+    assert told["settings"][0]["alerts"] > 0
+
+
+def test_a_day_that_is_compacted_meanwhile_is_read_again(
+    params: Params, release: Release, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, opened = as_the_service_writes(log, tmp_path, ["shards"]), pipeline.what_if_sources.read_groups
+    waiting = sorted(path.name for path in served.iterdir())
+
+    def read(*given: Any) -> pa.Table:
+        while waiting:
+            compact_day(served, waiting.pop())
+        return opened(*given)
+
+    monkeypatch.setattr(pipeline.what_if_sources, "read_groups", read)
+    assert replay_score_log(served, release, Wanted(), params) == replay_score_log(log, release, Wanted(), params)
 
 
 def test_scores_of_another_release_are_refused(params: Params, release: Release, log: Path, tmp_path: Path) -> None:
