@@ -6,6 +6,7 @@ A person's mistake ends with one line on stderr and exit code 2, never with a tr
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import os
 import shlex
 import sys
@@ -51,6 +52,7 @@ ParamsOption = Annotated[
     Path, typer.Option("--params", help="Settings; where there is no such file the built-in ones serve, which differ.")
 ]
 DEFAULT_PARAMS = Path("params.yaml")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @app.command()
@@ -286,12 +288,19 @@ def main() -> None:
     except HearkenError as error:
         _complain("failed", error)
         sys.exit(1)
-    except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
-        if error.filename is None:
+    except OSError as error:
+        if error.filename is None and error.errno not in FULL:
             raise
-        place = f"{error.filename}: got {str(error.strerror).lower()!r}, expected a place that can be used so."
-        _complain("error", UserError(place))
+        _complain("error", UserError(_of_the_system(error)))
         sys.exit(UserError.exit_code)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system says of a file or of a disk: a write that fails for want of room names no file."""
+    reason = os.strerror(error.errno or 0).lower()
+    if error.errno in FULL:
+        return f"{error.filename or 'disk'}: got {reason!r}, expected room for what is written."
+    return f"{error.filename}: got {reason!r}, expected a place that can be used so."
 
 
 def _say(line: str) -> None:

@@ -44,9 +44,10 @@ def recalibrate(
 ) -> None:
     """Make a new release with the same weights and new thresholds, from recent healthy rows; nothing is trained."""
     from flows.chosen_release import chosen_release
+    from pipeline.epochs import microseconds
     from pipeline.recalibrate import recalibrate as run
 
-    if since is not None and until is not None and since >= until:
+    if since is not None and until is not None and microseconds(since) >= microseconds(until):
         raise UserError(f"--until: got {until:%Y-%m-%dT%H:%M}, expected a time after --since.")
     settings = _settings(out, promote)
     loaded, chosen = chosen_release(release), _params(params)

@@ -62,7 +62,7 @@ def replay_evaluation(
         ContractError: no evaluation there, or a file that is damaged.
         UserError: an unknown detector, or settings out of range.
     """
-    root = folder.resolve().parents[1]
+    root = (folder.resolve() / "../..").resolve()
     scores, calibrated = folder / "scores.parquet", root / "data/calibration"
     if not scores.is_file():
         expected = "data/evaluation of a build (hearken build)"

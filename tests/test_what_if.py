@@ -84,8 +84,11 @@ def replayed(wanted: Wanted, budget: float = 1.0, calendar: bool = True) -> dict
         ({"n": (-1,)}, "--n: got -1, expected at least 1"),
         ({"k": (6,)}, "--k: got 6, expected at most n, which is 5"),
         ({"k": (3, 11), "n": (5, 10)}, "--k: got 11, expected at most n, which is 10"),
+        ({"k": (1,), "n": (10**23,)}, "--n: got 100000000000000000000000, expected at most 100,000"),
         ({"window_minutes": 0.0}, "--window: got 0, expected minutes above 0"),
+        ({"window_minutes": 1e300}, r"--window: got 1e\+300, expected minutes above 0, at most 5,256,000"),
         ({"cool_down_hours": -1.0}, "--cool-down: got -1, expected hours from 0 on"),
+        ({"cool_down_hours": 1e300}, r"--cool-down: got 1e\+300, expected hours from 0 on, at most 87,600"),
         ({"percentiles": tuple(60.0 + index / 2 for index in range(70))}, "settings: got 70 percentiles and 1 pairs"),
     ],
 )
@@ -523,6 +526,10 @@ def test_without_a_name_the_release_in_service_reads_the_log(
         (["--detector", "oracle"], "--detector: got 'oracle', expected one of autoencoder, vae"),
         (["--budget", "-1"], "--budget: got -1, expected false pages a day from 0 on."),
         (["--scores", "data/raw"], "evaluation: got no scores.parquet, expected data/evaluation of a build"),
+        (["--scores", "/tmp"], "evaluation: got no scores.parquet, expected data/evaluation of a build"),
+        (["--scores", "/"], "evaluation: got no scores.parquet, expected data/evaluation of a build"),
+        (["--scores", "/nope"], "evaluation: got no scores.parquet, expected data/evaluation of a build"),
+        (["--n", "9" * 23, "--k", "1"], "expected at most 100,000."),
         (["--release", "v1"], "--release: got v1 without --log"),
         (["--log", "data/raw", "--release", "data/release"], "score log: got no file with tail probabilities"),
         (["--log", "data/evaluation", "--release", "data/release"], "score log: got no file with tail probabilities"),
@@ -533,6 +540,13 @@ def test_mistakes_are_one_line_and_exit_code_2(loud: Path, run: Run, arguments: 
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_the_largest_policy_that_may_be_asked_for_is_replayed(loud: Path, run: Run) -> None:
+    most = ("--n", 100_000, "--k", 1, "--window", 5_256_000, "--cool-down", 87_600)
+    code, out, err = run(loud, *most, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["settings"][1]["n"] == 100_000
 
 
 def test_a_machines_name_is_neither_markup_nor_a_command(loud: Path, tmp_path: Path, run: Run) -> None:
