@@ -24,7 +24,7 @@ from flows.alert_tables import (
     story_json,
     time_text,
 )
-from flows.chosen_release import checkout_above
+from flows.checkout import checkout_above
 from flows.person import person
 from pipeline.errors import UserError, printable
 

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.alerts_command import alerts
-from flows.chosen_release import checkout_above, chosen_release
+from flows.checkout import checkout_above, chosen_params
+from flows.chosen_release import chosen_release
 from flows.codes_command import decode, encode
 from flows.drift_command import drifts, monitor, retrain
 from flows.history_command import history
@@ -35,7 +36,7 @@ from pipeline.errors import HearkenError, UserError, printable
 
 if TYPE_CHECKING:
     from flows.settings import Settings
-    from pipeline.params import Params, Section
+    from pipeline.params import Section
 
     S = TypeVar("S", bound=Section)
 
@@ -49,9 +50,13 @@ app.add_typer(drifts, name="drifts")
 app.add_typer(tune, name="tune")
 
 ParamsOption = Annotated[
-    Path, typer.Option("--params", help="Settings; where there is no such file the built-in ones serve, which differ.")
+    Path | None,
+    typer.Option(
+        "--params",
+        help="Settings; default: params.yaml here or of the checkout above, else the built-in ones, which are the same "
+        "but for section simulate.",
+    ),
 ]
-DEFAULT_PARAMS = Path("params.yaml")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -65,14 +70,14 @@ def simulate(
     firmware_day: Annotated[float | None, typer.Option(help="Day of a firmware change that no log tells.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of simulate.seed.")] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Keep whole hours and horizons up to this.")] = None,
-    params: ParamsOption = DEFAULT_PARAMS,
+    params: ParamsOption = None,
 ) -> None:
     """Simulate a fleet of machines as a data set, seeded: the same settings give the same bytes."""
     from pipeline.params import Params, SimulateParams
     from pipeline.simulate import simulate as run
     from pipeline.simulation.presets import preset_of
 
-    chosen = Params(simulate=preset_of(preset)) if preset is not None else _params(params)
+    chosen = Params(simulate=preset_of(preset)) if preset is not None else chosen_params(params)
     given = {"machines": machines, "firmware_day": firmware_day, "seed": seed}
     settings = _with_options(chosen.simulate, SimulateParams, given)
     horizon = chosen.split.horizon_hours
@@ -99,14 +104,14 @@ def check(
     plant: Annotated[Path, typer.Argument(help="A plant's folder.")],
     timezone: Annotated[str | None, typer.Option(help="IANA name for times without a zone.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-    params: ParamsOption = DEFAULT_PARAMS,
+    params: ParamsOption = None,
 ) -> None:
     """Say everything that is wrong with a plant's folder, line by line; exit code 2 where there are errors."""
     from flows.findings import findings_json, findings_table, summary_line
     from pipeline.check import check_plant
     from pipeline.findings import Severity
 
-    settings = _params(params)
+    settings = chosen_params(params)
     checked = check_plant(
         plant,
         horizon_hours=settings.split.horizon_hours,
@@ -138,7 +143,7 @@ def ingest(
         typer.Option(help="absolute, or relative: dates are synthetic, spacing is real; default: as params.yaml says."),
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="1 faulty, 0 healthy, -1 unknown.")] = None,
-    params: ParamsOption = DEFAULT_PARAMS,
+    params: ParamsOption = None,
     *,
     given: GivenLayout,
 ) -> None:
@@ -148,7 +153,7 @@ def ingest(
 
     if time is not None:
         _check_time(time)
-    settings = _params(params)
+    settings = chosen_params(params)
     stated = {"timezone": timezone, "time": time, "label_column": label_column}
     how = _with_options(settings.ingest, IngestParams, stated)
     summary = run(
@@ -201,7 +206,7 @@ def backtest(
         list[str] | None, typer.Option(help="Names, repeated or with commas; default: those of params.yaml.")
     ] = None,
     across_machines: Annotated[bool, typer.Option(help="Leave each machine out in turn.")] = False,
-    params: ParamsOption = DEFAULT_PARAMS,
+    params: ParamsOption = None,
     *,
     given: GivenLayout,
 ) -> None:
@@ -225,7 +230,9 @@ def backtest(
         unit=given.unit,
         kind=given.kind,
     )
-    figures = run_backtest(request, _params(params), out, say=lambda line: _say(f"[dim]{escape(str(line))}[/dim]"))
+    figures = run_backtest(
+        request, chosen_params(params), out, say=lambda line: _say(f"[dim]{escape(str(line))}[/dim]")
+    )
     for note in figures["notes"]:
         _say(f"[yellow]note:[/yellow] {escape(printable(note))}")
     Console().print(comparison_table(figures))
@@ -310,14 +317,6 @@ def _say(line: str) -> None:
 def _complain(kind: str, error: Exception) -> None:
     message = f"[red]{kind}:[/red] {escape(printable(str(error)))}"
     Console(stderr=True, soft_wrap=True).print(message, highlight=False)
-
-
-def _params(path: Path) -> Params:
-    from pipeline.params import Params, load_params
-
-    if path == DEFAULT_PARAMS and not path.exists():
-        return Params()  # outside a checkout the defaults serve
-    return load_params(path)
 
 
 def _with_options(section: Section, kind: type[S], given: dict[str, Any]) -> S:

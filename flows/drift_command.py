@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.alert_tables import shown, time_text
-from flows.chosen_release import checkout_above
+from flows.checkout import checkout_above
 from pipeline.errors import HearkenError, UserError
 
 if TYPE_CHECKING:

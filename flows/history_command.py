@@ -63,7 +63,7 @@ def history(
 
 def _places(log: Path | None) -> tuple[Settings | None, Path]:
     """The installation of the checkout around us, and the score log; outside of a checkout a log must be given."""
-    from flows.chosen_release import checkout_above
+    from flows.checkout import checkout_above
     from flows.settings import Settings
 
     try:

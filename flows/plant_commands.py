@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.chosen_release import checkout_above
+from flows.checkout import checkout_above
 from pipeline.errors import printable
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.checkout import chosen_params, params_file, work_folder
 from flows.person import person
 from pipeline.errors import UserError, printable
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 quarantine = typer.Typer(no_args_is_help=True, help="Rows that validation set aside, and giving them back.")
 
-DataOption = Annotated[Path, typer.Option("--data", help="The snapshot that was validated.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="The snapshot that was validated; default: data/raw of the checkout.")
+]
 SNAPSHOT = Path("data/raw")
 MachineOption = Annotated[str | None, typer.Option(help="Only this machine.")]
 ReasonOption = Annotated[str | None, typer.Option(help="Only this reason, as `list` shows it.")]
@@ -33,7 +36,7 @@ SourceOption = Annotated[Path | None, typer.Option(help="The data set's folder; 
 
 @quarantine.command("list")
 def list_command(
-    data: DataOption = SNAPSHOT,
+    data: DataOption = None,
     reason: ReasonOption = None,
     machine: MachineOption = None,
     start: StartOption = None,
@@ -45,7 +48,7 @@ def list_command(
     from pipeline.quarantine import read_releases
     from pipeline.set_aside import set_aside
 
-    folder = _source(source) if source is not None or Path("params.yaml").exists() else None
+    folder = _source(source) if source is not None or params_file(None) is not None else None
     releases = read_releases(folder) if folder is not None else []
     found = set_aside(_status_file(data), _wanted(machine, reason, start, end), releases)
     # where nobody's window limits the width, an interval stands on one line if it can
@@ -97,7 +100,7 @@ def _table(*headings: str) -> Table:
 
 @quarantine.command("release")
 def release_command(
-    data: DataOption = SNAPSHOT,
+    data: DataOption = None,
     reason: ReasonOption = None,
     machine: MachineOption = None,
     start: StartOption = None,
@@ -151,14 +154,12 @@ def _wanted(machine: str | None, reason: str | None, start: str | None, end: str
 
 
 def _source(given: Path | None) -> Path:
-    from pipeline.params import load_params
-
-    return given if given is not None else Path(load_params().source.path)
+    return given if given is not None else work_folder() / chosen_params().source.path
 
 
-def _status_file(snapshot: Path) -> Path:
+def _status_file(snapshot: Path | None) -> Path:
     """Where stage validate writes beside a snapshot."""
-    return snapshot.parent / "status/validate.parquet"
+    return (snapshot or work_folder() / SNAPSHOT).parent / "status/validate.parquet"
 
 
 def _number(count: int, name: str) -> str:

@@ -15,15 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.checkout import installation, params_file
 from pipeline.errors import ReleaseError, UserError, WorkspaceError, printable
 
 if TYPE_CHECKING:
     from flows.registry import ReleaseRow
     from flows.settings import Settings
-    from pipeline.params import Params
     from pipeline.recalibrate import Recalibration, TierChange
 
-PARAMS = Path("params.yaml")
 DASH = "—"
 NONE_ABOVE = "Where the old threshold lets none through, the upper end is an exact bound on the effective rows."
 
@@ -38,19 +37,23 @@ def recalibrate(
     out: Annotated[Path | None, typer.Option(help="Write the release here too: a new or empty folder.")] = None,
     promote: Annotated[bool, typer.Option(help="Put the new release into service.")] = False,
     params: Annotated[
-        Path, typer.Option("--params", help="Its sections calibrate and validate; without it the release's own.")
-    ] = PARAMS,
+        Path | None,
+        typer.Option("--params", help="For calibrate and validate; default: the checkout's, else the release's own."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what changes as JSON.")] = False,
 ) -> None:
     """Make a new release with the same weights and new thresholds, from recent healthy rows; nothing is trained."""
     from flows.chosen_release import chosen_release
     from pipeline.epochs import microseconds
+    from pipeline.params import load_params
     from pipeline.recalibrate import recalibrate as run
 
     if since is not None and until is not None and microseconds(since) >= microseconds(until):
         raise UserError(f"--until: got {until:%Y-%m-%dT%H:%M}, expected a time after --since.")
     settings = _settings(out, promote)
-    loaded, chosen = chosen_release(release), _params(params)
+    file = params_file(params)
+    chosen = None if file is None else load_params(file)
+    loaded = chosen_release(release)
     with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
         made = run(
             loaded,
@@ -75,21 +78,12 @@ def recalibrate(
 
 def _settings(out: Path | None, promote: bool) -> Settings | None:
     """Where the registry is; None: outside of a checkout, where only a folder can be written."""
-    from flows.chosen_release import checkout_above
-    from flows.settings import Settings
-
     try:
-        return Settings.of(checkout_above())
+        return installation()
     except WorkspaceError:
         if out is None or promote:
             raise
         return None
-
-
-def _params(path: Path) -> Params | None:
-    from pipeline.params import load_params
-
-    return None if path == PARAMS and not path.exists() else load_params(path)
 
 
 def register(settings: Settings, made: Recalibration, promote: bool) -> ReleaseRow:

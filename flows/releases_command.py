@@ -229,7 +229,7 @@ def prune_command(
 
 
 def _places() -> tuple[Settings, Engine]:
-    from flows.chosen_release import checkout_above
+    from flows.checkout import checkout_above
     from flows.database import open_database
     from flows.settings import Settings
 

@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.chosen_release import checkout_above, chosen_release
+from flows.checkout import checkout_above
+from flows.chosen_release import chosen_release
 from pipeline.errors import HearkenError, UserError, printable
 
 

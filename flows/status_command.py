@@ -29,7 +29,7 @@ def status(
     params: Annotated[Path | None, typer.Option("--params", help="Settings to use; default: the checkout's.")] = None,
 ) -> None:
     """Say what was scored, what waits and what failed; exit code 1 where scoring is late."""
-    from flows.chosen_release import checkout_above
+    from flows.checkout import checkout_above
     from flows.service.standing import service_status
     from flows.settings import Settings
     from pipeline.landing.places import list_files, place_of
@@ -72,7 +72,7 @@ def metrics(
 
 
 def _database() -> Engine:
-    from flows.chosen_release import checkout_above
+    from flows.checkout import checkout_above
     from flows.database import open_database
     from flows.settings import Settings
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.chosen_release import checkout_above
+from flows.checkout import checkout_above
 from pipeline.errors import UserError, printable
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -14,12 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.checkout import chosen_params, work_folder
 from pipeline.errors import UserError, printable
 
-if TYPE_CHECKING:
-    from pipeline.params import Params
-
-EVALUATION, PARAMS = Path("data/evaluation"), Path("params.yaml")
+EVALUATION = Path("data/evaluation")
 DASH = "—"
 FEW_SETTINGS = 6  # of which a table of failures has a column each
 
@@ -36,7 +34,9 @@ def what_if(
     cool_down: Annotated[
         float | None, typer.Option("--cool-down", help="Hours after an alert in which its machine raises none.")
     ] = None,
-    scores: Annotated[Path, typer.Option(help="data/evaluation of a build.")] = EVALUATION,
+    scores: Annotated[
+        Path | None, typer.Option(help="data/evaluation of a build; default: that of the checkout.")
+    ] = None,
     log: Annotated[Path | None, typer.Option(help="A score log instead.")] = None,
     release: Annotated[
         str | None, typer.Option(help="That wrote the log: a folder, an id, v3 or 3; default: the one in service.")
@@ -44,7 +44,9 @@ def what_if(
     data_set: Annotated[
         Path | None, typer.Option("--data-set", help="Whose maintenance log tells the log's failures.")
     ] = None,
-    params: Annotated[Path, typer.Option("--params", help="Settings to use.")] = PARAMS,
+    params: Annotated[
+        Path | None, typer.Option("--params", help="Settings to use; default: the checkout's, else the built-in ones.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Replay scores under other settings of the alerts: pages a day, failures caught and missed, lead times."""
@@ -54,12 +56,14 @@ def what_if(
     if budget is not None and not 0 <= budget < float("inf"):
         raise UserError(f"--budget: got {budget:g}, expected false pages a day from 0 on.")
     wanted = Wanted(tuple(percentile or ()), tuple(k or ()), tuple(n or ()), window, cool_down)
-    settings = _params(params)
+    settings = chosen_params(params)
     if log is None:
         for option, given in (("--release", release), ("--data-set", data_set)):
             if given is not None:
                 raise UserError(f"{option}: got {given} without --log, expected it with a score log only.")
-        found = replay_evaluation(scores, wanted, settings, detector=detector, budget=budget)
+        found = replay_evaluation(
+            scores or work_folder() / EVALUATION, wanted, settings, detector=detector, budget=budget
+        )
     else:
         from flows.chosen_release import chosen_release
 
@@ -75,12 +79,6 @@ def what_if(
         console.print(failures_table(found))
     for line in last_lines(found):
         console.print(escape(printable(line)), highlight=False, soft_wrap=True)
-
-
-def _params(path: Path) -> Params:
-    from pipeline.params import Params, load_params
-
-    return Params() if path == PARAMS and not path.exists() else load_params(path)
 
 
 def settings_table(found: Mapping[str, Any]) -> Table:

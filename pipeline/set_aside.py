@@ -25,7 +25,7 @@ from pipeline.quarantine import COLUMNS, FORM, NEVER_RELEASED, RELEASES, Release
 from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, IntN, codes_and_names, times_us
 from pipeline.store import open_parquet, read_batches, write_text
 
-MADE_BY_SIMULATE = "data/demo"
+MADE_BY_SIMULATE = "demo"  # beside the snapshot
 JOIN_GAP_US = 6 * MICROSECONDS_PER_HOUR  # rows of one reason closer than this are one interval
 
 
@@ -195,7 +195,7 @@ def proposed(
     if not source.is_dir():
         expected = "the folder of a data set (params.yaml, source.path)"
         raise UserError(f"release: got {source}, expected {expected}.")
-    if source == Path(MADE_BY_SIMULATE):
+    if source.resolve() == (status_file.parent.parent / MADE_BY_SIMULATE).resolve():
         hint = "stage simulate makes it anew; copy it to a folder of your own and set source.path to that"
         raise UserError(f"release: got source {source}, expected a plant's own data set: {hint}.")
     if wanted == Wanted():

@@ -207,7 +207,7 @@ def test_what_cannot_be_released_is_said(plant: Path, wanted: dict[str, str | in
 def test_a_simulated_set_or_a_file_takes_no_releases(plant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(plant.parent)
     Path("data/demo").mkdir()
-    for source in (Path("data/demo"), plant / "fleet.yaml"):
+    for source in (Path("data/demo"), plant.parent / "data/demo", plant / "fleet.yaml"):
         with pytest.raises(UserError, match="release: got"):
             proposed(source, status_of(plant), Wanted(machine="a"), at=AT)
 
