@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.alerts_command import alerts
-from flows.checkout import checkout_above, chosen_params
+from flows.checkout import checkout_above, chosen_params, database, installation
 from flows.chosen_release import chosen_release
 from flows.codes_command import decode, encode
 from flows.drift_command import drifts, monitor, retrain
@@ -30,12 +30,12 @@ from flows.recalibrate_command import recalibrate
 from flows.releases_command import releases
 from flows.score_command import score
 from flows.status_command import metrics, status
+from flows.terminal import JsonOption, say, say_markup, shown, wide_console
 from flows.tune_command import tune
 from flows.what_if_command import what_if
 from pipeline.errors import HearkenError, UserError, printable
 
 if TYPE_CHECKING:
-    from flows.settings import Settings
     from pipeline.params import Section
 
     S = TypeVar("S", bound=Section)
@@ -82,7 +82,7 @@ def simulate(
     settings = _with_options(chosen.simulate, SimulateParams, given)
     horizon = chosen.split.horizon_hours
     summary = run(settings, out, from_day=from_day, days=days, max_rows=max_rows, horizon_hours=horizon)
-    _say(f"{summary.rows:,} spectra of {summary.machines} machines in {summary.days} days: {out}")
+    say(f"{summary.rows:,} spectra of {summary.machines} machines in {summary.days} days: {out}")
 
 
 @app.command()
@@ -95,15 +95,15 @@ def init(
     from pipeline.plant import init_plant
 
     written = init_plant(plant, name=name, timezone=timezone)
-    _say(escape(f"{plant}: spectra/, {', '.join(path.name for path in written)}"))
-    _say(escape(f"put files into {plant}/spectra, then: hearken check {shlex.quote(str(plant))}"))
+    say(f"{plant}: spectra/, {', '.join(path.name for path in written)}")
+    say(f"put files into {plant}/spectra, then: hearken check {shlex.quote(str(plant))}")
 
 
 @app.command()
 def check(
     plant: Annotated[Path, typer.Argument(help="A plant's folder.")],
     timezone: Annotated[str | None, typer.Option(help="IANA name for times without a zone.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: JsonOption = False,
     params: ParamsOption = None,
 ) -> None:
     """Say everything that is wrong with a plant's folder, line by line; exit code 2 where there are errors."""
@@ -123,9 +123,8 @@ def check(
         typer.echo(findings_json(checked))
     else:
         if checked.findings:
-            # where nobody's window limits the width, a finding stands on one line if it can
-            Console(width=None if sys.stdout.isatty() else 160).print(findings_table(checked.findings))
-        _say(escape(summary_line(checked)))
+            wide_console().print(findings_table(checked.findings))
+        say(summary_line(checked))
     if checked.count(Severity.ERROR):
         raise typer.Exit(UserError.exit_code)
 
@@ -160,11 +159,11 @@ def ingest(
         source, out, how, settings.split, layout=given.layout(source), unit=given.unit, kind=given.kind, trains=True
     )
     for warning in summary.warnings:
-        _say(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
-    _say(
+        say_markup(f"[yellow]warning:[/yellow] {shown(warning)}")
+    say(
         f"{summary.rows:,} spectra of {summary.machines} machines, {summary.bins} bins, {summary.days} days "
         f"({summary.written} written, {summary.deleted} deleted), {summary.failures} failures, "
-        f"{len(summary.set_aside)} files set aside: {escape(printable(str(out)))}"
+        f"{len(summary.set_aside)} files set aside: {out}"
     )
 
 
@@ -183,8 +182,8 @@ def build(
     checkout, who = checkout_above(), person(None) if promote else ""
     result = run_build(checkout, clone=clone, name=name)
     if promote and result.release_id:
-        put_into_service(Settings.of(checkout), _database(checkout), result.release_id, who=who)
-        _say(f"release {result.release_id} is in service")
+        put_into_service(Settings.of(checkout), database(), result.release_id, who=who)
+        say(f"release {result.release_id} is in service")
 
 
 @app.command()
@@ -231,12 +230,12 @@ def backtest(
         kind=given.kind,
     )
     figures = run_backtest(
-        request, chosen_params(params), out, say=lambda line: _say(f"[dim]{escape(str(line))}[/dim]")
+        request, chosen_params(params), out, say=lambda line: say_markup(f"[dim]{shown(line)}[/dim]")
     )
     for note in figures["notes"]:
-        _say(f"[yellow]note:[/yellow] {escape(printable(note))}")
+        say_markup(f"[yellow]note:[/yellow] {shown(note)}")
     Console().print(comparison_table(figures))
-    _say(f"{out}/report.html, {out}/metrics.json")
+    say(f"{out}/report.html, {out}/metrics.json")
 
 
 @app.command()
@@ -255,7 +254,7 @@ def export(
     for file in export_release(loaded, out, names):
         apart, size = file.difference, file.path.stat().st_size / 1000
         line = f"scores differ from the release's by {apart.median:.0e} (median), at most by {apart.largest:.0e}"
-        _say(escape(f"{file.path} ({size:,.0f} kB): {line}"))
+        say(f"{file.path} ({size:,.0f} kB): {line}")
 
 
 app.command("score")(score)
@@ -278,10 +277,10 @@ def deploy() -> None:
     from flows.deploy import deploy as run
     from flows.settings import configure
 
-    settings = _settings()
+    settings = installation()
     configure(settings)
     run(settings)
-    _say("pools, slot, watch and deployments are in place; start workers with: prefect worker start --pool default")
+    say("pools, slot, watch and deployments are in place; start workers with: prefect worker start --pool default")
 
 
 def main() -> None:
@@ -310,10 +309,6 @@ def _of_the_system(error: OSError) -> str:
     return f"{error.filename}: got {reason!r}, expected a place that can be used so."
 
 
-def _say(line: str) -> None:
-    Console(soft_wrap=True).print(printable(line), highlight=False)
-
-
 def _complain(kind: str, error: Exception) -> None:
     message = f"[red]{kind}:[/red] {escape(printable(str(error)))}"
     Console(stderr=True, soft_wrap=True).print(message, highlight=False)
@@ -339,19 +334,6 @@ def _with_options(section: Section, kind: type[S], given: dict[str, Any]) -> S:
 def _check_time(time: str) -> None:
     if time not in ("absolute", "relative"):
         raise UserError(f"--time: got {time!r}, expected absolute or relative.")
-
-
-def _settings() -> Settings:
-    from flows.settings import Settings
-
-    return Settings.of(checkout_above())
-
-
-def _database(checkout: Path) -> Any:
-    from flows.database import open_database
-    from flows.settings import Settings
-
-    return open_database(Settings.of(checkout).database_url)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from flows.checkout import checkout_above
+from flows.checkout import installation
 from flows.chosen_release import chosen_release
-from pipeline.errors import HearkenError, UserError, printable
+from flows.terminal import say, say_markup, shown
+from pipeline.errors import HearkenError, UserError
 
 
 def score(
@@ -53,15 +52,15 @@ def score_what_has_arrived() -> None:
         UserError: no checkout, no release in service, no landing zone, no database.
         HearkenError: shards could not be scored; the next run tries them again.
     """
-    from flows.settings import Settings, configure
+    from flows.settings import configure
     from pipeline.params import load_params
 
-    settings = Settings.of(checkout_above())
+    settings = installation()
     params = load_params(settings.checkout / "params.yaml")
     if params.score.engine == "local":  # no Prefect server for a run that a cron job starts every ten minutes
         from flows.score_run import run_scoring
 
-        run = run_scoring(settings, params, _say)
+        run = run_scoring(settings, params, say)
         if run.error is not None:
             raise run.error
         return
@@ -72,7 +71,7 @@ def score_what_has_arrived() -> None:
     found = flow(checkout=str(settings.checkout))
     if not isinstance(found, FinishedRun):
         raise HearkenError(f"score: {found}")
-    _say(found.summary.line)
+    say(found.summary.line)
 
 
 def _score_input(
@@ -83,7 +82,7 @@ def _score_input(
     loaded = chosen_release(release)
     with as_data_set(source) as data_set:
         summary = score_data_set(loaded, data_set, output, since, until)
-    _say(
+    say(
         f"{summary.rows:,} spectra of {summary.machines} machines scored by release {loaded.id}, "
         f"{summary.unscored:,} of them unusable, {summary.pages} pages: {output}"
     )
@@ -101,13 +100,5 @@ def as_data_set(source: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
         out = Path(folder) / "data"
         for warning in run(source, out, IngestParams(), horizon_hours=0.0, tune_share=0.0).warnings:
-            _print(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
+            say_markup(f"[yellow]warning:[/yellow] {shown(warning)}")
         yield out
-
-
-def _say(line: str) -> None:
-    _print(escape(printable(line)))
-
-
-def _print(markup: str) -> None:
-    Console(soft_wrap=True).print(markup, highlight=False)
