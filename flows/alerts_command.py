@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +16,10 @@ from flows.alert_tables import (
     events_table,
     sentence,
     story_json,
-    time_text,
 )
 from flows.checkout import database, installation
 from flows.person import person
-from flows.terminal import JsonOption, counted, print_json, say, say_markup, shown, wide_console
+from flows.terminal import JsonOption, counted, print_json, say, say_markup, shown, typed_time, wide_console
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ def list_command(
         answer=_one_of(answer, "--answer", [*Answer, UNANSWERED]) if answer is not None else None,
         tier=tier,
         machine=machine,
-        since=None if since is None else _moment(since, "--since", quiet=as_json),
+        since=None if since is None else typed_time(since, "--since", tell=not as_json),
     )
     found, total = list_alerts(database(), wanted, limit)
     if as_json:
@@ -129,8 +127,8 @@ def confirm_command(
     from flows.service.feedback import Failure, confirm
 
     known = Failure(
-        at=None if failure_at is None else _moment(failure_at, "--failure-at"),
-        until=None if failure_until is None else _moment(failure_until, "--failure-until"),
+        at=None if failure_at is None else typed_time(failure_at, "--failure-at", tell=True),
+        until=None if failure_until is None else typed_time(failure_until, "--failure-until", tell=True),
         mode=failure_mode,
     )
     _each(
@@ -165,8 +163,8 @@ def reset_baseline_command(
     from pipeline.schema import Tag
 
     tag = Tag(_one_of(reason, "--reason", RESET_TAGS))
-    end = _moment(at, "--at")
-    start = None if since is None else _moment(since, "--from")
+    end = typed_time(at, "--at", tell=True)
+    start = None if since is None else typed_time(since, "--from", tell=True)
     engine = database()
     if take_back:
         entry = take_back_reset(engine, machine, at=end, reason=tag)
@@ -231,25 +229,6 @@ def _export(engine: Engine, landing: str | None) -> None:
 
 
 # --- what people type, and what they see ---
-
-
-def _moment(text: str, option: str, *, quiet: bool = False) -> dt.datetime:
-    """A time that a person typed; one without a zone is UTC, which is said."""
-    import pyarrow as pa
-
-    from pipeline.clock import Clock
-    from pipeline.epochs import moment_of
-    from pipeline.errors import ContractError
-
-    clock = Clock(None)
-    try:
-        moment = moment_of(int(clock.to_utc_us(pa.array([text.strip()]), option)[0]))
-    except (ContractError, OverflowError):
-        expected = "ISO 8601, such as 2025-03-01T14:30 or 2025-03-01T14:30+01:00"
-        raise UserError(f"{option}: got {text!r}, expected {expected}.") from None
-    if clock.assumed and not quiet:
-        say_markup(f"[dim]{option}: {time_text(moment)} is taken as UTC[/dim]")
-    return moment
 
 
 def _one_of(text: str, option: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flows.alert_tables import time_text
 from flows.checkout import database, installation
-from flows.terminal import DASH, JsonOption, facts_table, print_json, say, shown, table
+from flows.terminal import DASH, JsonOption, facts_table, print_json, say, shown, table, typed_time
 from pipeline.errors import HearkenError, UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def retrain(
     from flows.service.drifts import known_machines
     from flows.service.retrainings import Wish, ask
 
-    moment = None if changed_at is None else _moment(changed_at)
+    moment = None if changed_at is None else typed_time(changed_at, "--changed-at", tell=True)
     if machine and moment is None:
         raise UserError("--machine: got names without --changed-at, expected since when they are another.")
     engine = open_database(settings.database_url)
@@ -185,14 +185,6 @@ def _column_table(columns: dict[str, dict[str, Any]]) -> Table:
         beyond = "beyond" if each["drifted"] else ""
         made.add_row(shown(name), f"{each['statistic']:.3f}", f"{each['limit']:.3f}", beyond)
     return made
-
-
-def _moment(text: str) -> dt.datetime:
-    try:
-        moment = dt.datetime.fromisoformat(text)
-        return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
-    except (ValueError, OverflowError):
-        raise UserError(f"--changed-at: got {text!r}, expected ISO 8601 (2025-03-01T06:00).") from None
 
 
 def check_change(

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from flows.checkout import installation
-from flows.terminal import DASH, say, say_markup, shown, table, wide_console
+from flows.terminal import DASH, say, say_markup, shown, table, typed_time, wide_console
 from pipeline.errors import UserError, WorkspaceError
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ def history(
     alert: Annotated[int | None, typer.Option(help="To look at closely; default: the newest of the span.")] = None,
 ) -> None:
     """Print and plot what the score log says of a machine: rows, rarity, alerts, and the spectra around an alert."""
-    from pipeline.history import chosen_alert, given_moment, history_of, span_of
+    from pipeline.history import chosen_alert, history_of, span_of
+    from pipeline.moments import microseconds
 
     settings, folder = _places(log)
-    since_us = None if since is None else given_moment(since, "--from")
-    until_us = None if until is None else given_moment(until, "--to")
+    since_us = None if since is None else microseconds(typed_time(since, "--from"))
+    until_us = None if until is None else microseconds(typed_time(until, "--to"))
     span = span_of(folder, machine, since_us, until_us)
     if output is not None and output.is_dir():
         raise UserError(f"--output: got the folder {output}, expected a file.")
@@ -114,8 +115,8 @@ def alerts_of_database(engine: Engine, machine: str) -> list[MachineAlert]:
     from sqlalchemy.orm import Session
 
     from flows.service.tables import Alert, Standing
-    from pipeline.epochs import microseconds
     from pipeline.history import MachineAlert
+    from pipeline.moments import microseconds
 
     wanted = select(Alert).where(Alert.machine_id == machine, Alert.standing != Standing.WITHDRAWN)
     with Session(engine) as session:
@@ -146,8 +147,8 @@ def _write_page(output: Path, log: Path, landing: str | Path | None, told: Histo
 
 def periods_table(told: History) -> Table:
     """A row per hour or day."""
-    from pipeline.epochs import moment_of
     from pipeline.history import by_hour, one_in, periods
+    from pipeline.moments import moment_of
 
     found = periods(told)
     span = f"{told.span.since:%Y-%m-%d %H:%M} to {told.span.until:%Y-%m-%d %H:%M} UTC"
@@ -174,7 +175,7 @@ def periods_table(told: History) -> Table:
 
 def alerts_table(told: History) -> Table:
     """A row per alert, the newest last."""
-    from pipeline.epochs import moment_of
+    from pipeline.moments import moment_of
 
     made = table(title="alerts")
     for heading in ("alert", "tier", "opened (UTC)", "last", "bands", "answer"):

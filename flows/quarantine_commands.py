@@ -12,7 +12,7 @@ from rich.table import Table
 
 from flows.checkout import chosen_params, params_file, work_folder
 from flows.person import person
-from flows.terminal import counted, say, say_markup, shown, table, wide_console
+from flows.terminal import counted, say, say_markup, shown, table, typed_time, wide_console
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _by_reason(found: Sequence[SetAside]) -> Table:
 
 
 def _intervals(items: Sequence[SetAside]) -> Table:
-    from pipeline.set_aside import iso
+    from pipeline.moments import iso_exact
 
     made = table("reason", "machine")
     for heading in ("from", "to"):
@@ -84,7 +84,7 @@ def _intervals(items: Sequence[SetAside]) -> Table:
     made.add_column("rows", justify="right")
     for item in items:
         state = f"{item.status}, released" if item.returns else item.status
-        times = (iso(item.start_us), iso(item.end_us))
+        times = (iso_exact(item.start_us), iso_exact(item.end_us))
         made.add_row(shown(item.reason), shown(item.machine_id), *times, state, f"{item.rows:,}")
     return made
 
@@ -102,7 +102,8 @@ def release_command(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Give rows back: written into the data set's folder, and applied by the next build."""
-    from pipeline.set_aside import iso, proposed
+    from pipeline.moments import iso_exact
+    from pipeline.set_aside import proposed
 
     wanted = _wanted(machine, reason, start, end)
     who, now = person(by), dt.datetime.now(dt.UTC)
@@ -112,7 +113,7 @@ def release_command(
         say_markup(f"a release of these rows stands in {path} already: the next build applies it")
         return
     machines = counted(len({item.machine_id for item in given.given}), "machine")
-    span = f"{iso(given.release.start_us)} to {iso(given.release.end_us)}"
+    span = f"{iso_exact(given.release.start_us)} to {iso_exact(given.release.end_us)}"
     reasons = ", ".join(sorted({shown(item.reason) for item in given.given}))
     say_markup(f"{counted(given.rows, 'row')} of {machines}, {span}: {reasons}")
     if given.refused:
@@ -137,10 +138,11 @@ def _agreed(question: str) -> bool:
 
 
 def _wanted(machine: str | None, reason: str | None, start: str | None, end: str | None) -> Wanted:
-    from pipeline.set_aside import Wanted, moment_of
+    from pipeline.moments import microseconds
+    from pipeline.set_aside import Wanted
 
-    start_us = None if start is None else moment_of(start, "--start")
-    end_us = None if end is None else moment_of(end, "--end")
+    start_us = None if start is None else microseconds(typed_time(start, "--start"))
+    end_us = None if end is None else microseconds(typed_time(end, "--end"))
     return Wanted(machine, reason, start_us, end_us)
 
 

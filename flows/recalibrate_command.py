@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 from rich.table import Table
 
 from flows.checkout import installation, params_file
-from flows.terminal import DASH, JsonOption, print_json, say, shown, table, wide_console
+from flows.terminal import DASH, JsonOption, print_json, say, shown, table, typed_time, wide_console
 from pipeline.errors import ReleaseError, UserError, WorkspaceError
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ def recalibrate(
     data_set: Annotated[
         Path, typer.Option("--data-set", help="That ingest wrote, or data/raw of a build; later than the release.")
     ],
-    since: Annotated[dt.datetime | None, typer.Option(help="Rows from here on (UTC).")] = None,
-    until: Annotated[dt.datetime | None, typer.Option(help="Rows before this (UTC).")] = None,
+    since: Annotated[str | None, typer.Option(help="Rows from here on: 2025-03-01T14:30, UTC without a zone.")] = None,
+    until: Annotated[str | None, typer.Option(help="Rows before this.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the release here too: a new or empty folder.")] = None,
     promote: Annotated[bool, typer.Option(help="Put the new release into service.")] = False,
     params: Annotated[
@@ -39,12 +38,13 @@ def recalibrate(
 ) -> None:
     """Make a new release with the same weights and new thresholds, from recent healthy rows; nothing is trained."""
     from flows.chosen_release import chosen_release
-    from pipeline.epochs import microseconds
     from pipeline.params import load_params
     from pipeline.recalibrate import recalibrate as run
 
-    if since is not None and until is not None and microseconds(since) >= microseconds(until):
-        raise UserError(f"--until: got {until:%Y-%m-%dT%H:%M}, expected a time after --since.")
+    low = None if since is None else typed_time(since, "--since")
+    high = None if until is None else typed_time(until, "--until")
+    if low is not None and high is not None and low >= high:
+        raise UserError(f"--until: got {high:%Y-%m-%dT%H:%M} UTC, expected a time after --since.")
     settings = _registry(out, promote)
     file = params_file(params)
     chosen = None if file is None else load_params(file)
@@ -54,8 +54,8 @@ def recalibrate(
             loaded,
             data_set,
             out or Path(folder) / "release",
-            since=since,
-            until=until,
+            since=low,
+            until=high,
             calibrate=None if chosen is None else chosen.calibrate,
             validate=None if chosen is None else chosen.validate_,
         )

@@ -13,7 +13,7 @@ import typer
 
 from flows.checkout import installation
 from flows.chosen_release import chosen_release
-from flows.terminal import say, say_markup, shown
+from flows.terminal import say, say_markup, shown, typed_time
 from pipeline.errors import HearkenError, UserError
 
 
@@ -28,8 +28,10 @@ def score(
     output: Annotated[
         Path | None, typer.Option(help="With --input: folder of the score log, a Parquet file per day.")
     ] = None,
-    since: Annotated[dt.datetime | None, typer.Option(help="With --input: rows from here on (UTC).")] = None,
-    until: Annotated[dt.datetime | None, typer.Option(help="With --input: rows before this (UTC).")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="With --input: rows from here on: 2025-03-01T14:30, UTC without a zone.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="With --input: rows before this.")] = None,
 ) -> None:
     """Score what has arrived with the release in service, and open and close alerts; or score --input alone."""
     given = {"--release": release, "--output": output, "--since": since, "--until": until}
@@ -42,7 +44,9 @@ def score(
     if release is None or output is None:
         missing = "--release" if release is None else "--output"
         raise UserError(f"{missing}: got none, expected one with --input.")
-    _score_input(input, release, output, since, until)
+    low = None if since is None else typed_time(since, "--since")
+    high = None if until is None else typed_time(until, "--until")
+    _score_input(input, release, output, low, high)
 
 
 def score_what_has_arrived() -> None:

@@ -1,7 +1,8 @@
-"""What commands share of the terminal: lines, tables, JSON, and names that are shown and never obeyed."""
+"""What commands share of the terminal: times, lines, tables, JSON, and names that are shown and never obeyed."""
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import sys
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.errors import printable
+from pipeline.moments import typed_moment
 
 DASH = "—"
 WIDE = 160  # columns, where nobody's window limits the width: a row of a table stands on one line if it can
@@ -36,6 +38,18 @@ def shown(value: object) -> str:
     \[red]pump\n\x1b[2J  7
     """
     return escape(printable("" if value is None else str(value)).replace("\n", "\\n"))
+
+
+def typed_time(text: str, option: str, *, tell: bool = False) -> dt.datetime:
+    """A time that a person typed, in UTC; `tell`: where it has no zone, say that it is taken as UTC.
+
+    Raises:
+        UserError: it is no time.
+    """
+    moment, assumed = typed_moment(text, option)
+    if assumed and tell:
+        say_markup(f"[dim]{option}: {moment:%Y-%m-%d %H:%M} is taken as UTC[/dim]")
+    return moment
 
 
 def counted(count: int, name: str) -> str:

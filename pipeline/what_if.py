@@ -14,8 +14,9 @@ import numpy as np
 
 from pipeline.alerts import MINUTE, AlertPolicy, Episodes
 from pipeline.errors import UserError
-from pipeline.judging.judged import Event, JudgedRows, iso
+from pipeline.judging.judged import Event, JudgedRows
 from pipeline.judging.outcomes import event_metrics, outcome_of, poisson_interval
+from pipeline.moments import iso
 from pipeline.params import MOST_ROWS, PolicyParams
 from pipeline.pareto import ParetoTail, rows_needed, tier_threshold
 from pipeline.policy_state import page_episodes

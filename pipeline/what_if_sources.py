@@ -18,6 +18,7 @@ from pipeline.evaluate import events_of, label_codes, machines_never_seen, read_
 from pipeline.fact_stream import Names
 from pipeline.judging.judged import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows
 from pipeline.log_status import LogStatus
+from pipeline.moments import to_us
 from pipeline.params import Params, SplitParams
 from pipeline.pareto import rows_needed
 from pipeline.plant_log import SOUND, PlantLog
@@ -312,18 +313,14 @@ def _judged_events(listed: Sequence[dict[str, Any]], machines: Sequence[str]) ->
         Event(
             one["failure_id"],
             codes[one["machine_id"]],
-            _moment(one["window_start"]),
-            _moment(one["time"]),
-            _moment(one["window_start"]),
+            to_us(one["window_start"]),
+            to_us(one["time"]),
+            to_us(one["window_start"]),
             one["failure_mode"],
         )
         for one in listed
         if one["machine_id"] in codes
     ]
-
-
-def _moment(text: str) -> int:
-    return int(np.datetime64(text.removesuffix("Z"), "us").astype(np.int64))
 
 
 def _never_seen(path: Path) -> set[str]:

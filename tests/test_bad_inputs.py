@@ -224,8 +224,8 @@ def test_corrections_that_meet_no_row_are_noted(run: Run) -> None:
     notes = [note for note in found["notes"] if note.startswith("corrections.csv")]
     assert notes[0] == "corrections.csv keeps 0 and removes 8 intervals."
     assert notes[1] == (
-        "corrections.csv, line 3: m0 has no train or validation row from 1980-01-01T00:00:00+00:00 to "
-        "1980-01-09T00:00:00+00:00: there is nothing to remove."
+        "corrections.csv, line 3: m0 has no train or validation row from 1980-01-01T00:00:00Z to "
+        "1980-01-09T00:00:00Z: there is nothing to remove."
     )
     assert notes[-1] == "corrections.csv: 2 more of its lines meet no train or validation row."
     assert len(notes) == 7

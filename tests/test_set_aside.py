@@ -250,7 +250,10 @@ def test_list_counts_by_reason_and_shows_the_largest_intervals(run: Callable[...
     [
         (["--machine", "nobody"], "machine: got 'nobody', expected a machine with rows, in data/status"),
         (["--reason", "eneregy"], "reason: got 'eneregy', expected energy?"),
-        (["--start", "monday"], "time: got 'monday', expected ISO 8601, such as 2025-03-01T14:30, in --start."),
+        (
+            ["--start", "monday"],
+            "--start: got 'monday', expected ISO 8601, such as 2025-03-01T14:30 or 2025-03-01T14:30+01:00.",
+        ),
         (["--data", "nowhere/raw"], "Parquet: got no file"),
     ],
 )

@@ -14,6 +14,7 @@ from flows.releases.described import AtWork, Described, default_settings, differ
 from flows.releases.prune import Pruning
 from flows.releases.rebuild import Rebuilt
 from flows.terminal import DASH, shown, table
+from pipeline.moments import iso_exact, microseconds
 
 STATES = {"in_service": "[bold green]in service[/bold green]", "refused": "[red]refused[/red]"}
 LONG = 90  # characters of a value beside another
@@ -283,4 +284,4 @@ def _short(value: Any) -> str:
 
 
 def _iso(found: dt.datetime | None) -> str | None:
-    return None if found is None else found.isoformat()
+    return None if found is None else iso_exact(microseconds(found))

@@ -11,7 +11,8 @@ from scipy import stats
 
 from pipeline.alerts import Episodes, Timeline
 from pipeline.intervals import wilson
-from pipeline.judging.judged import Event, JudgedRows, Outcome, iso, rounded
+from pipeline.judging.judged import Event, JudgedRows, Outcome, rounded
+from pipeline.moments import iso
 from pipeline.schema import MICROSECONDS_PER_HOUR, FloatN
 
 
