@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from flows.arrived import as_data_set
+from flows.checkout import chosen_params
 from flows.terminal import say
 from pipeline.errors import UserError
 
@@ -26,14 +28,13 @@ def encode(
 ) -> None:
     """Compress spectra: each becomes a code of a few numbers. Says how much smaller, and what is lost."""
     from flows.chosen_release import chosen_release
-    from flows.score_command import as_data_set
     from pipeline.codes import coding_detector, encode_data_set, fidelity_words, ratio
 
     loaded = chosen_release(release)
     coding_detector(loaded, detector)  # before anything is read
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"--out: got {out}, expected a file that is not the source, nor below it.")
-    with as_data_set(source) as data_set:
+    with as_data_set(source, chosen_params().ingest) as data_set:
         summary = encode_data_set(loaded, data_set, out, detector)
     header = summary.header
     left_out = f", {header.unusable:,} unusable left out" if header.unusable else ""

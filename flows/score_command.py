@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.checkout import installation
+from flows.arrived import as_data_set
+from flows.checkout import chosen_params, installation
 from flows.chosen_release import chosen_release
-from flows.terminal import say, say_markup, shown, typed_time
+from flows.terminal import say, typed_time
 from pipeline.errors import HearkenError, UserError
 
 
@@ -84,25 +82,9 @@ def _score_input(
     from pipeline.score import score_data_set
 
     loaded = chosen_release(release)
-    with as_data_set(source) as data_set:
+    with as_data_set(source, chosen_params().ingest) as data_set:
         summary = score_data_set(loaded, data_set, output, since, until)
     say(
         f"{summary.rows:,} spectra of {summary.machines} machines scored by release {loaded.id}, "
         f"{summary.unscored:,} of them unusable, {summary.pages} pages: {output}"
     )
-
-
-@contextmanager
-def as_data_set(source: Path) -> Iterator[Path]:
-    """A snapshot that ingest wrote as it is; everything else goes through ingest's checks first, to a passing place."""
-    from pipeline.ingest import ingest as run
-    from pipeline.params import IngestParams
-
-    if (source / "snapshot.json").is_file():
-        yield source
-        return
-    with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
-        out = Path(folder) / "data"
-        for warning in run(source, out, IngestParams(), horizon_hours=0.0, tune_share=0.0).warnings:
-            say_markup(f"[yellow]warning:[/yellow] {shown(warning)}")
-        yield out
