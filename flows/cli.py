@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.exceptions import TyperException
 
 from flows.alerts_command import alerts
 from flows.checkout import checkout_above, chosen_params, database, installation
@@ -287,7 +288,14 @@ def main() -> None:
     """Entry point of `hearken`."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded; see flows.settings.QUIET
     try:
-        app()
+        code = app(prog_name="hearken", standalone_mode=False)  # mistakes in the words themselves are ours to tell, too
+    except typer.Abort:
+        _complain("failed", HearkenError("got no answer."))
+        sys.exit(1)
+    except TyperException as error:
+        if message := _of_the_words(error):
+            _complain("error", UserError(message))
+        sys.exit(UserError.exit_code)
     except UserError as error:
         _complain("error", error)
         sys.exit(error.exit_code)
@@ -299,6 +307,17 @@ def main() -> None:
             raise
         _complain("error", UserError(_of_the_system(error)))
         sys.exit(UserError.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _of_the_words(error: TyperException) -> str:
+    """What is wrong with the words of a command, on one line; empty where its help was shown for want of any."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    said = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+    context = getattr(error, "ctx", None)
+    command = "hearken" if context is None else context.command_path
+    return f"{said if said.endswith(('.', '?')) else f'{said}.'} See: {command} --help"
 
 
 def _of_the_system(error: OSError) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 
 from flows.terminal import print_json, say, say_markup, shown, table
@@ -54,3 +55,51 @@ def test_commands_share_one_shell() -> None:
         tree = ast.parse(path.read_text())
         own = {node.name.strip("_") for node in tree.body if isinstance(node, ast.FunctionDef)}
         assert not own & shared, path.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["simulate"], "Missing option '--out'. See: hearken simulate --help"),
+        (["what-if", "--n", "x"], "Invalid value for '--n': "),
+        (["what-if", "--nope"], "No such option: --nope"),
+        (["tune", "--jobs", "0"], "Invalid value for '--jobs' / '-j': Input should be greater than or equal to 1"),
+        (["alerts", "show", "[red]"], "Invalid value for 'alert': "),
+        (["alerts", "nope"], "See: hearken alerts --help"),
+        (["nope"], "No such command 'nope'. See: hearken --help"),
+        (["init", "a", "b"], "Got unexpected extra argument(s) (b). See: hearken init --help"),
+    ],
+)
+def test_words_that_a_command_does_not_know_are_one_line_and_exit_code_2(
+    tmp_path: Path, hearken: Callable[..., tuple[int, str, str]], arguments: list[str], message: str
+) -> None:
+    code, out, err = hearken(arguments[0], tmp_path, *arguments[1:])
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert message in err
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["alerts", "--help"], 0), (["alerts"], 2)])
+def test_help_is_shown_where_it_is_asked_for_and_where_nothing_is(
+    tmp_path: Path, hearken: Callable[..., tuple[int, str, str]], arguments: list[str], code: int
+) -> None:
+    found, out, err = hearken(arguments[0], tmp_path, *arguments[1:])
+    assert (found, err) == (code, "")
+    assert "Usage: hearken" in out
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (EOFError(), 1), (typer.Exit(3), 3)])
+def test_commands_that_end_early_keep_their_exit_codes(
+    tmp_path: Path,
+    hearken: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.plant.init_plant", end)
+    found, out, err = hearken("init", tmp_path, "new")
+    assert (found, out.strip()) == (code, "")
+    assert "Traceback" not in err
