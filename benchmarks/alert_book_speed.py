@@ -34,7 +34,7 @@ from stages_here import build_release
 from flows.database import open_database
 from flows.service.alert_book import apply_next
 from flows.service.tables import Alert, PolicyMemory, Shard, ShardState
-from pipeline.epochs import moment_of
+from pipeline.moments import moment_of
 from pipeline.release import Release, load_release
 from pipeline.schema import MACHINE, MAINTENANCE_SCHEMA, dictionary_column, score_log_schema, time_column
 from pipeline.store import write_table

@@ -30,7 +30,7 @@ from pipeline.schema import (
     score_log_schema,
     time_column,
 )
-from pipeline.score_log import keys_between, log_files, machine_rows
+from pipeline.score_log import keys_between, log_days, machine_rows, over_days
 from pipeline.store import write_table
 from pipeline.tails import TailTable
 
@@ -128,7 +128,7 @@ def main() -> None:
             spent.append(json.loads(said))
         found["compact_s"] = round(statistics.median(seconds for seconds, _ in spent), 1)
         found["compact_peak_gib"] = round(max(peak for _, peak in spent), 2)
-        assert len(log_files(log, first_us, first_us + given.days * MICROSECONDS_PER_DAY)) == given.days
+        assert over_days(log, log_days(log), len) == [1] * given.days
         found["bytes_per_row"] = round(bytes_of(log) / rows, 1)
         chosen = machines[:: max(1, len(machines) // 20)]
         found["machine_week_ms"] = round(statistics.median(read_ms(machine) for machine in chosen))

@@ -6,37 +6,35 @@ import datetime as dt
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
 
+from flows.terminal import DASH, facts_table, shown, table
 from pipeline.errors import printable
 
 if TYPE_CHECKING:
     from flows.service.feedback import Story
     from flows.service.tables import Alert, LogEntry
 
-DASH = "—"
 RAREST = 1e9  # beyond it a number says no more
 SHOWN_BANDS = 3
 
 
 def alerts_table(found: Iterable[Alert]) -> Table:
     """A row per alert, with what a crew looks at first."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("alert", justify="right")
-    table.add_column("tier")
-    table.add_column("machine", overflow="fold")
+    made = table()
+    made.add_column("alert", justify="right")
+    made.add_column("tier")
+    made.add_column("machine", overflow="fold")
     for heading in ("since", "until"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("how rare", justify="right", no_wrap=True)
+        made.add_column(heading, no_wrap=True)
+    made.add_column("how rare", justify="right", no_wrap=True)
     for heading in ("agree", "mostly in"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("answer", no_wrap=True)
+        made.add_column(heading, overflow="fold")
+    made.add_column("answer", no_wrap=True)
     for alert in found:
         ends = {"open": "[bold]open[/bold]", "withdrawn": "withdrawn"}
         until = ends.get(str(alert.standing), time_text(alert.closed_at or alert.last_at))
-        table.add_row(
+        made.add_row(
             str(alert.id),
             _tier(alert),
             shown(alert.machine_id),
@@ -47,7 +45,7 @@ def alerts_table(found: Iterable[Alert]) -> Table:
             shown("; ".join(_bands(alert)[:SHOWN_BANDS]) or DASH),
             str(alert.answer or (DASH if alert.drift_id is None else f"drift {alert.drift_id}")),
         )
-    return table
+    return made
 
 
 def rarity_text(rarity: float | None) -> str:
@@ -106,13 +104,11 @@ def details_table(story: Story) -> Table:
         "peak row": _row_text(peak),
         "release": alert.release_id,
     }
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    made = facts_table()
     for name, value in rows.items():
-        table.add_row(name, shown(value))
-    table.add_row("in the log", DASH if story.failure is None else entry_text(story.failure))
-    return table
+        made.add_row(name, shown(value))
+    made.add_row("in the log", DASH if story.failure is None else entry_text(story.failure))
+    return made
 
 
 def _row_text(row: dict[str, Any]) -> str:
@@ -121,12 +117,12 @@ def _row_text(row: dict[str, Any]) -> str:
 
 def events_table(story: Story) -> Table:
     """What happened to an alert, oldest first."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made = table()
     for heading in ("when", "what", "of", "who", "note"):
-        table.add_column(heading, no_wrap=heading in ("when", "of"), overflow="fold")
+        made.add_column(heading, no_wrap=heading in ("when", "of"), overflow="fold")
     for event in story.events:
-        table.add_row(time_text(event.at), str(event.kind), time_text(event.of), shown(event.who), shown(event.note))
-    return table
+        made.add_row(time_text(event.at), str(event.kind), time_text(event.of), shown(event.who), shown(event.note))
+    return made
 
 
 def story_json(story: Story) -> dict[str, Any]:
@@ -179,8 +175,3 @@ def entry_text(entry: LogEntry) -> str:
 def time_text(moment: dt.datetime | None) -> str:
     """To the minute, UTC."""
     return DASH if moment is None else f"{moment.astimezone(dt.UTC):%Y-%m-%d %H:%M}"
-
-
-def shown(text: str | None) -> str:
-    """A text of the data, taken neither for markup nor for a command of the terminal."""
-    return escape(printable(text or ""))

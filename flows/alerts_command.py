@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from flows.alert_tables import (
     alert_json,
@@ -20,13 +15,12 @@ from flows.alert_tables import (
     entry_text,
     events_table,
     sentence,
-    shown,
     story_json,
-    time_text,
 )
-from flows.chosen_release import checkout_above
+from flows.checkout import database, installation
 from flows.person import person
-from pipeline.errors import UserError, printable
+from flows.terminal import JsonOption, counted, print_json, say, say_markup, shown, typed_time, wide_console
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -45,7 +39,6 @@ VersionOption = Annotated[
 LandingOption = Annotated[
     str | None, typer.Option(help="The data set's folder or URI; default: HEARKEN_LANDING, else source.path.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @alerts.command("list")
@@ -67,19 +60,18 @@ def list_command(
         answer=_one_of(answer, "--answer", [*Answer, UNANSWERED]) if answer is not None else None,
         tier=tier,
         machine=machine,
-        since=None if since is None else _moment(since, "--since", quiet=as_json),
+        since=None if since is None else typed_time(since, "--since", tell=not as_json),
     )
-    found, total = list_alerts(_database(), wanted, limit)
+    found, total = list_alerts(database(), wanted, limit)
     if as_json:
-        _print_json({"alerts": [alert_json(alert) for alert in found], "total": total})
+        print_json({"alerts": [alert_json(alert) for alert in found], "total": total})
         return
     if not found:
-        _say(f"{total} alerts" if total else "no alert")
+        say(f"{total} alerts" if total else "no alert")
         return
-    # where nobody's window limits the width, an alert stands on one line if it can
-    Console(width=None if sys.stdout.isatty() else 160).print(alerts_table(found))
+    wide_console().print(alerts_table(found))
     left = f"; the newest {len(found)} are shown (--limit)" if len(found) < total else ""
-    _say(f"{_number(total, 'alert')} (UTC){left}; rarity is that of its oddest row among healthy ones")
+    say(f"{counted(total, 'alert')} (UTC){left}; rarity is that of its oddest row among healthy ones")
 
 
 @alerts.command("show")
@@ -87,28 +79,35 @@ def show_command(alert: AlertNumber, as_json: JsonOption = False) -> None:
     """One alert: what it says, its details, and all that happened to it."""
     from flows.service.feedback import alert_story
 
-    story = alert_story(_database(), alert)
+    story = alert_story(database(), alert)
     if as_json:
-        _print_json(story_json(story))
+        print_json(story_json(story))
         return
-    _say(escape(sentence(story.alert)))
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    say(sentence(story.alert))
+    console = wide_console()
     console.print(details_table(story))
     console.print(events_table(story))
 
 
-@alerts.command("ack")
-def ack_command(
-    alert: AlertNumbers,
-    who: WhoOption = None,
-    note: NoteOption = "",
-    version: VersionOption = None,
-    landing: LandingOption = None,
-) -> None:
-    """Say that somebody has seen these alerts and looks after them."""
-    from flows.service.feedback import acknowledge
+def _answering(function: str) -> Callable[..., None]:
+    """A command that answers alerts one by one with a function of `flows.service.feedback`."""
 
-    _each(alert, version, landing, lambda engine, one: acknowledge(engine, one, **_said_by(who, note, version)))
+    def command(
+        alert: AlertNumbers,
+        who: WhoOption = None,
+        note: NoteOption = "",
+        version: VersionOption = None,
+        landing: LandingOption = None,
+    ) -> None:
+        from flows.service import feedback
+
+        answer = getattr(feedback, function)
+        _each(alert, version, landing, lambda engine, one: answer(engine, one, **_said_by(who, note, version)))
+
+    return command
+
+
+alerts.command("ack", help="Say that somebody has seen these alerts and looks after them.")(_answering("acknowledge"))
 
 
 @alerts.command("confirm")
@@ -128,8 +127,8 @@ def confirm_command(
     from flows.service.feedback import Failure, confirm
 
     known = Failure(
-        at=None if failure_at is None else _moment(failure_at, "--failure-at"),
-        until=None if failure_until is None else _moment(failure_until, "--failure-until"),
+        at=None if failure_at is None else typed_time(failure_at, "--failure-at", tell=True),
+        until=None if failure_until is None else typed_time(failure_until, "--failure-until", tell=True),
         mode=failure_mode,
     )
     _each(
@@ -140,32 +139,12 @@ def confirm_command(
     )
 
 
-@alerts.command("dismiss")
-def dismiss_command(
-    alert: AlertNumbers,
-    who: WhoOption = None,
-    note: NoteOption = "",
-    version: VersionOption = None,
-    landing: LandingOption = None,
-) -> None:
-    """The alerts were wrong: their rows are healthy and may train in the next build."""
-    from flows.service.feedback import dismiss
-
-    _each(alert, version, landing, lambda engine, one: dismiss(engine, one, **_said_by(who, note, version)))
+alerts.command("dismiss", help="The alerts were wrong: their rows are healthy and may train in the next build.")(
+    _answering("dismiss")
+)
 
 
-@alerts.command("reopen")
-def reopen_command(
-    alert: AlertNumbers,
-    who: WhoOption = None,
-    note: NoteOption = "",
-    version: VersionOption = None,
-    landing: LandingOption = None,
-) -> None:
-    """Take an answer back; the story keeps it."""
-    from flows.service.feedback import reopen
-
-    _each(alert, version, landing, lambda engine, one: reopen(engine, one, **_said_by(who, note, version)))
+alerts.command("reopen", help="Take an answer back; the story keeps it.")(_answering("reopen"))
 
 
 @alerts.command("reset-baseline")
@@ -184,22 +163,22 @@ def reset_baseline_command(
     from pipeline.schema import Tag
 
     tag = Tag(_one_of(reason, "--reason", RESET_TAGS))
-    end = _moment(at, "--at")
-    start = None if since is None else _moment(since, "--from")
-    engine = _database()
+    end = typed_time(at, "--at", tell=True)
+    start = None if since is None else typed_time(since, "--from", tell=True)
+    engine = database()
     if take_back:
         entry = take_back_reset(engine, machine, at=end, reason=tag)
-        _say(f"taken back: {entry_text(entry)}")
+        say_markup(f"taken back: {entry_text(entry)}")
     else:
         entry, new = reset_baseline(engine, machine, at=end, reason=tag, who=person(who), note=note, since=start)
-        _say(f"{'entered' if new else 'entered already'}: {entry_text(entry)}")
+        say_markup(f"{'entered' if new else 'entered already'}: {entry_text(entry)}")
     _export(engine, landing)
 
 
 @alerts.command("export")
 def export_command(landing: LandingOption = None) -> None:
     """Write all answers into the data set's folder, where the next build finds them."""
-    _export(_database(), landing)
+    _export(database(), landing)
 
 
 # --- answering ---
@@ -215,7 +194,7 @@ def _each(
     """Answer alerts one by one, and export what was answered even where a later one fails."""
     if version is not None and len(numbers) > 1:
         raise UserError(f"--version: got it with {len(numbers)} alerts, expected one alert.")
-    engine, stored = _database(), 0
+    engine, stored = database(), 0
     try:
         for number in numbers:
             _tell(answer(engine, number))
@@ -230,7 +209,7 @@ def _tell(answered: Answered) -> None:
     state = str(alert.answer) if alert.answer is not None else "without an answer"
     already = "" if answered.changed else " already"
     entered = f"; in the maintenance log: {entry_text(failure)}" if failure is not None else ""
-    _say(f"alert {alert.id} of {shown(alert.machine_id)} is {state}{already}{entered}")
+    say_markup(f"alert {alert.id} of {shown(alert.machine_id)} is {state}{already}{entered}")
 
 
 def _export(engine: Engine, landing: str | None) -> None:
@@ -244,31 +223,12 @@ def _export(engine: Engine, landing: str | None) -> None:
             f"export: {error} Answers stand in the database; when it is mended: hearken alerts export"
         ) from None
     for note in done.notes:
-        _say(f"[yellow]note:[/yellow] {escape(note)}")
+        say_markup(f"[yellow]note:[/yellow] {shown(note)}")
     what = f"{', '.join(done.written)} written" if done.written else "nothing new to write"
-    _say(f"{what}: {escape(str(place))}")
+    say(f"{what}: {place}")
 
 
 # --- what people type, and what they see ---
-
-
-def _moment(text: str, option: str, *, quiet: bool = False) -> dt.datetime:
-    """A time that a person typed; one without a zone is UTC, which is said."""
-    import pyarrow as pa
-
-    from pipeline.clock import Clock
-    from pipeline.epochs import moment_of
-    from pipeline.errors import ContractError
-
-    clock = Clock(None)
-    try:
-        moment = moment_of(int(clock.to_utc_us(pa.array([text.strip()]), option)[0]))
-    except (ContractError, OverflowError):
-        expected = "ISO 8601, such as 2025-03-01T14:30 or 2025-03-01T14:30+01:00"
-        raise UserError(f"{option}: got {text!r}, expected {expected}.") from None
-    if clock.assumed and not quiet:
-        _say(f"[dim]{option}: {time_text(moment)} is taken as UTC[/dim]")
-    return moment
 
 
 def _one_of(text: str, option: str, known: Iterable[str]) -> str:
@@ -278,28 +238,8 @@ def _one_of(text: str, option: str, known: Iterable[str]) -> str:
     return text
 
 
-def _number(count: int, name: str) -> str:
-    return f"{count:,} {name}{'' if count == 1 else 's'}"
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
-
-
-def _say(line: str) -> None:
-    Console(soft_wrap=True).print(printable(line), highlight=False)
-
-
-def _database() -> Engine:
-    from flows.database import open_database
-    from flows.settings import Settings
-
-    return open_database(Settings.of(checkout_above()).database_url)
-
-
 def _landing_zone() -> Path:
-    from flows.settings import Settings
     from pipeline.params import load_params
 
-    settings = Settings.of(checkout_above())
+    settings = installation()
     return settings.landing_zone(load_params(settings.checkout / "params.yaml").source.path)

@@ -5,23 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ReleaseError, WorkspaceError
+from flows.checkout import installation
+from pipeline.errors import ReleaseError
 
 if TYPE_CHECKING:
     from pipeline.release import Release
-
-
-def checkout_above(folder: Path | None = None) -> Path:
-    """The checkout that a folder (None: the current one) lies in.
-
-    Raises:
-        WorkspaceError: it lies in none.
-    """
-    start = folder or Path.cwd()
-    for place in (start, *start.parents):
-        if (place / "dvc.yaml").is_file() and (place / "params.yaml").is_file():
-            return place
-    raise WorkspaceError(f"checkout: got {start}, expected a folder with dvc.yaml and params.yaml, or one below it.")
 
 
 def chosen_release(name: str | None, device: str = "auto") -> Release:
@@ -41,9 +29,8 @@ def chosen_release(name: str | None, device: str = "auto") -> Release:
         return load_release(Path(name), device=device)
     from flows.database import open_database
     from flows.registry import find_release, in_service
-    from flows.settings import Settings
 
-    settings = Settings.of(checkout_above())
+    settings = installation()
     engine = open_database(settings.database_url)
     try:
         row = in_service(engine) if name is None else find_release(engine, name)

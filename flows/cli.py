@@ -6,6 +6,7 @@ A person's mistake ends with one line on stderr and exit code 2, never with a tr
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import os
 import shlex
 import sys
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.exceptions import TyperException
 
 from flows.alerts_command import alerts
-from flows.chosen_release import checkout_above, chosen_release
+from flows.checkout import checkout_above, chosen_params, database, installation
+from flows.chosen_release import chosen_release
 from flows.codes_command import decode, encode
 from flows.drift_command import drifts, monitor, retrain
 from flows.history_command import history
@@ -28,13 +31,13 @@ from flows.recalibrate_command import recalibrate
 from flows.releases_command import releases
 from flows.score_command import score
 from flows.status_command import metrics, status
+from flows.terminal import JsonOption, say, say_markup, shown, wide_console
 from flows.tune_command import tune
 from flows.what_if_command import what_if
 from pipeline.errors import HearkenError, UserError, printable
 
 if TYPE_CHECKING:
-    from flows.settings import Settings
-    from pipeline.params import Params, Section
+    from pipeline.params import Section
 
     S = TypeVar("S", bound=Section)
 
@@ -48,9 +51,14 @@ app.add_typer(drifts, name="drifts")
 app.add_typer(tune, name="tune")
 
 ParamsOption = Annotated[
-    Path, typer.Option("--params", help="Settings; where there is no such file the built-in ones serve, which differ.")
+    Path | None,
+    typer.Option(
+        "--params",
+        help="Settings; default: params.yaml here or of the checkout above, else the built-in ones, which are the same "
+        "but for section simulate.",
+    ),
 ]
-DEFAULT_PARAMS = Path("params.yaml")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @app.command()
@@ -63,19 +71,19 @@ def simulate(
     firmware_day: Annotated[float | None, typer.Option(help="Day of a firmware change that no log tells.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of simulate.seed.")] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Keep whole hours and horizons up to this.")] = None,
-    params: ParamsOption = DEFAULT_PARAMS,
+    params: ParamsOption = None,
 ) -> None:
     """Simulate a fleet of machines as a data set, seeded: the same settings give the same bytes."""
     from pipeline.params import Params, SimulateParams
     from pipeline.simulate import simulate as run
     from pipeline.simulation.presets import preset_of
 
-    chosen = Params(simulate=preset_of(preset)) if preset is not None else _params(params)
+    chosen = Params(simulate=preset_of(preset)) if preset is not None else chosen_params(params)
     given = {"machines": machines, "firmware_day": firmware_day, "seed": seed}
     settings = _with_options(chosen.simulate, SimulateParams, given)
     horizon = chosen.split.horizon_hours
     summary = run(settings, out, from_day=from_day, days=days, max_rows=max_rows, horizon_hours=horizon)
-    _say(f"{summary.rows:,} spectra of {summary.machines} machines in {summary.days} days: {out}")
+    say(f"{summary.rows:,} spectra of {summary.machines} machines in {summary.days} days: {out}")
 
 
 @app.command()
@@ -88,23 +96,23 @@ def init(
     from pipeline.plant import init_plant
 
     written = init_plant(plant, name=name, timezone=timezone)
-    _say(escape(f"{plant}: spectra/, {', '.join(path.name for path in written)}"))
-    _say(escape(f"put files into {plant}/spectra, then: hearken check {shlex.quote(str(plant))}"))
+    say(f"{plant}: spectra/, {', '.join(path.name for path in written)}")
+    say(f"put files into {plant}/spectra, then: hearken check {shlex.quote(str(plant))}")
 
 
 @app.command()
 def check(
     plant: Annotated[Path, typer.Argument(help="A plant's folder.")],
     timezone: Annotated[str | None, typer.Option(help="IANA name for times without a zone.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-    params: ParamsOption = DEFAULT_PARAMS,
+    as_json: JsonOption = False,
+    params: ParamsOption = None,
 ) -> None:
     """Say everything that is wrong with a plant's folder, line by line; exit code 2 where there are errors."""
     from flows.findings import findings_json, findings_table, summary_line
     from pipeline.check import check_plant
     from pipeline.findings import Severity
 
-    settings = _params(params)
+    settings = chosen_params(params)
     checked = check_plant(
         plant,
         horizon_hours=settings.split.horizon_hours,
@@ -116,9 +124,8 @@ def check(
         typer.echo(findings_json(checked))
     else:
         if checked.findings:
-            # where nobody's window limits the width, a finding stands on one line if it can
-            Console(width=None if sys.stdout.isatty() else 160).print(findings_table(checked.findings))
-        _say(escape(summary_line(checked)))
+            wide_console().print(findings_table(checked.findings))
+        say(summary_line(checked))
     if checked.count(Severity.ERROR):
         raise typer.Exit(UserError.exit_code)
 
@@ -136,7 +143,7 @@ def ingest(
         typer.Option(help="absolute, or relative: dates are synthetic, spacing is real; default: as params.yaml says."),
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="1 faulty, 0 healthy, -1 unknown.")] = None,
-    params: ParamsOption = DEFAULT_PARAMS,
+    params: ParamsOption = None,
     *,
     given: GivenLayout,
 ) -> None:
@@ -146,18 +153,18 @@ def ingest(
 
     if time is not None:
         _check_time(time)
-    settings = _params(params)
+    settings = chosen_params(params)
     stated = {"timezone": timezone, "time": time, "label_column": label_column}
     how = _with_options(settings.ingest, IngestParams, stated)
     summary = run(
         source, out, how, settings.split, layout=given.layout(source), unit=given.unit, kind=given.kind, trains=True
     )
     for warning in summary.warnings:
-        _say(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
-    _say(
+        say_markup(f"[yellow]warning:[/yellow] {shown(warning)}")
+    say(
         f"{summary.rows:,} spectra of {summary.machines} machines, {summary.bins} bins, {summary.days} days "
         f"({summary.written} written, {summary.deleted} deleted), {summary.failures} failures, "
-        f"{len(summary.set_aside)} files set aside: {escape(printable(str(out)))}"
+        f"{len(summary.set_aside)} files set aside: {out}"
     )
 
 
@@ -176,8 +183,8 @@ def build(
     checkout, who = checkout_above(), person(None) if promote else ""
     result = run_build(checkout, clone=clone, name=name)
     if promote and result.release_id:
-        put_into_service(Settings.of(checkout), _database(checkout), result.release_id, who=who)
-        _say(f"release {result.release_id} is in service")
+        put_into_service(Settings.of(checkout), database(), result.release_id, who=who)
+        say(f"release {result.release_id} is in service")
 
 
 @app.command()
@@ -199,7 +206,7 @@ def backtest(
         list[str] | None, typer.Option(help="Names, repeated or with commas; default: those of params.yaml.")
     ] = None,
     across_machines: Annotated[bool, typer.Option(help="Leave each machine out in turn.")] = False,
-    params: ParamsOption = DEFAULT_PARAMS,
+    params: ParamsOption = None,
     *,
     given: GivenLayout,
 ) -> None:
@@ -223,11 +230,13 @@ def backtest(
         unit=given.unit,
         kind=given.kind,
     )
-    figures = run_backtest(request, _params(params), out, say=lambda line: _say(f"[dim]{escape(str(line))}[/dim]"))
+    figures = run_backtest(
+        request, chosen_params(params), out, say=lambda line: say_markup(f"[dim]{shown(line)}[/dim]")
+    )
     for note in figures["notes"]:
-        _say(f"[yellow]note:[/yellow] {escape(printable(note))}")
+        say_markup(f"[yellow]note:[/yellow] {shown(note)}")
     Console().print(comparison_table(figures))
-    _say(f"{out}/report.html, {out}/metrics.json")
+    say(f"{out}/report.html, {out}/metrics.json")
 
 
 @app.command()
@@ -246,7 +255,7 @@ def export(
     for file in export_release(loaded, out, names):
         apart, size = file.difference, file.path.stat().st_size / 1000
         line = f"scores differ from the release's by {apart.median:.0e} (median), at most by {apart.largest:.0e}"
-        _say(escape(f"{file.path} ({size:,.0f} kB): {line}"))
+        say(f"{file.path} ({size:,.0f} kB): {line}")
 
 
 app.command("score")(score)
@@ -269,46 +278,59 @@ def deploy() -> None:
     from flows.deploy import deploy as run
     from flows.settings import configure
 
-    settings = _settings()
+    settings = installation()
     configure(settings)
     run(settings)
-    _say("pools, slot, watch and deployments are in place; start workers with: prefect worker start --pool default")
+    say("pools, slot, watch and deployments are in place; start workers with: prefect worker start --pool default")
 
 
 def main() -> None:
     """Entry point of `hearken`."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded; see flows.settings.QUIET
     try:
-        app()
+        code = app(prog_name="hearken", standalone_mode=False)  # mistakes in the words themselves are ours to tell, too
+    except typer.Abort:
+        _complain("failed", HearkenError("got no answer."))
+        sys.exit(1)
+    except TyperException as error:
+        if message := _of_the_words(error):
+            _complain("error", UserError(message))
+        sys.exit(UserError.exit_code)
     except UserError as error:
         _complain("error", error)
         sys.exit(error.exit_code)
     except HearkenError as error:
         _complain("failed", error)
         sys.exit(1)
-    except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
-        if error.filename is None:
+    except OSError as error:
+        if error.filename is None and error.errno not in FULL:
             raise
-        place = f"{error.filename}: got {str(error.strerror).lower()!r}, expected a place that can be used so."
-        _complain("error", UserError(place))
+        _complain("error", UserError(_of_the_system(error)))
         sys.exit(UserError.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _say(line: str) -> None:
-    Console(soft_wrap=True).print(printable(line), highlight=False)
+def _of_the_words(error: TyperException) -> str:
+    """What is wrong with the words of a command, on one line; empty where its help was shown for want of any."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    said = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+    context = getattr(error, "ctx", None)
+    command = "hearken" if context is None else context.command_path
+    return f"{said if said.endswith(('.', '?')) else f'{said}.'} See: {command} --help"
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system says of a file or of a disk: a write that fails for want of room names no file."""
+    reason = os.strerror(error.errno or 0).lower()
+    if error.errno in FULL:
+        return f"{error.filename or 'disk'}: got {reason!r}, expected room for what is written."
+    return f"{error.filename}: got {reason!r}, expected a place that can be used so."
 
 
 def _complain(kind: str, error: Exception) -> None:
     message = f"[red]{kind}:[/red] {escape(printable(str(error)))}"
     Console(stderr=True, soft_wrap=True).print(message, highlight=False)
-
-
-def _params(path: Path) -> Params:
-    from pipeline.params import Params, load_params
-
-    if path == DEFAULT_PARAMS and not path.exists():
-        return Params()  # outside a checkout the defaults serve
-    return load_params(path)
 
 
 def _with_options(section: Section, kind: type[S], given: dict[str, Any]) -> S:
@@ -331,19 +353,6 @@ def _with_options(section: Section, kind: type[S], given: dict[str, Any]) -> S:
 def _check_time(time: str) -> None:
     if time not in ("absolute", "relative"):
         raise UserError(f"--time: got {time!r}, expected absolute or relative.")
-
-
-def _settings() -> Settings:
-    from flows.settings import Settings
-
-    return Settings.of(checkout_above())
-
-
-def _database(checkout: Path) -> Any:
-    from flows.database import open_database
-    from flows.settings import Settings
-
-    return open_database(Settings.of(checkout).database_url)
 
 
 if __name__ == "__main__":

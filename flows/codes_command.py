@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from pipeline.errors import UserError, printable
+from flows.arrived import as_data_set
+from flows.checkout import chosen_params
+from flows.terminal import say
+from pipeline.errors import UserError
 
 
 def encode(
@@ -27,23 +28,22 @@ def encode(
 ) -> None:
     """Compress spectra: each becomes a code of a few numbers. Says how much smaller, and what is lost."""
     from flows.chosen_release import chosen_release
-    from flows.score_command import as_data_set
     from pipeline.codes import coding_detector, encode_data_set, fidelity_words, ratio
 
     loaded = chosen_release(release)
     coding_detector(loaded, detector)  # before anything is read
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"--out: got {out}, expected a file that is not the source, nor below it.")
-    with as_data_set(source) as data_set:
+    with as_data_set(source, chosen_params().ingest) as data_set:
         summary = encode_data_set(loaded, data_set, out, detector)
     header = summary.header
     left_out = f", {header.unusable:,} unusable left out" if header.unusable else ""
-    _say(f"{header.rows:,} spectra{left_out}, coded by {header.detector} of release {header.release}: {out}")
-    _say(
+    say(f"{header.rows:,} spectra{left_out}, coded by {header.detector} of release {header.release}: {out}")
+    say(
         f"{header.bins} numbers of a spectrum became {header.latent} ({ratio(header):.3g} to 1); "
         f"{_megabytes(summary.source_bytes)} of day files became {_megabytes(summary.written_bytes)}"
     )
-    _say(fidelity_words(header))
+    say(fidelity_words(header))
 
 
 def decode(
@@ -59,13 +59,9 @@ def decode(
 
     loaded = chosen_release(release or CodesHeader.of(codes).release)
     header = decode_codes(loaded, codes, out)
-    _say(f"{header.rows:,} spectra of {header.bins} bins, decoded by {header.detector} of release {loaded.id}: {out}")
-    _say(f"when they were coded: {fidelity_words(header)}")
+    say(f"{header.rows:,} spectra of {header.bins} bins, decoded by {header.detector} of release {loaded.id}: {out}")
+    say(f"when they were coded: {fidelity_words(header)}")
 
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
-
-
-def _say(line: str) -> None:
-    Console(soft_wrap=True).print(escape(printable(line)), highlight=False)

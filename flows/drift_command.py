@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
-import json
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flows.alert_tables import shown, time_text
-from flows.chosen_release import checkout_above
+from flows.alert_tables import time_text
+from flows.checkout import database, installation
+from flows.terminal import DASH, JsonOption, facts_table, print_json, say, shown, table, typed_time
 from pipeline.errors import HearkenError, UserError
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
-
     from flows.service.tables import Drift, Retraining
     from flows.settings import Settings
 
 drifts = typer.Typer(no_args_is_help=True, help="Changes of the plant: what was found, and what a person says of it.")
 
 DriftNumber = Annotated[int, typer.Argument(help="Number of the drift, as `list` shows it.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
-DASH = "—"
 SHOWN_MACHINES = 10
 LIKE_NAMES = 5  # that are shown where one is unknown
 
@@ -41,7 +36,7 @@ def monitor() -> None:
     decision = flow(checkout=str(settings.checkout))
     if not isinstance(decision, DriftDecision):
         raise HearkenError(f"monitor: {decision}")
-    _say(f"{'drift' if decision.drifted else 'no drift'}: {shown(decision.reason)}")
+    say(f"{'drift' if decision.drifted else 'no drift'}: {decision.reason}")
 
 
 def retrain(
@@ -62,7 +57,7 @@ def retrain(
     from flows.service.drifts import known_machines
     from flows.service.retrainings import Wish, ask
 
-    moment = None if changed_at is None else _moment(changed_at)
+    moment = None if changed_at is None else typed_time(changed_at, "--changed-at", tell=True)
     if machine and moment is None:
         raise UserError("--machine: got names without --changed-at, expected since when they are another.")
     engine = open_database(settings.database_url)
@@ -75,9 +70,9 @@ def retrain(
     if not isinstance(result, Retrained):
         raise HearkenError(f"retrain: {result}")
     if result.state is None:
-        _say(f"retraining {asked.id} waits: {shown(result.reason)}")
+        say(f"retraining {asked.id} waits: {result.reason}")
         return
-    _say(f"release {result.challenger}: {result.state.value}: {shown(result.reason)}")
+    say(f"release {result.challenger}: {result.state.value}: {result.reason}")
 
 
 @drifts.command("list")
@@ -86,11 +81,11 @@ def list_command(as_json: JsonOption = False) -> None:
     from flows.service.drifts import list_drifts
     from flows.service.retrainings import list_retrainings
 
-    engine = _database()
+    engine = database()
     found, wishes = list_drifts(engine), list_retrainings(engine)
     if as_json:
         told = {"drifts": [drift_json(each) for each in found], "retrainings": [wish_json(each) for each in wishes]}
-        typer.echo(json.dumps(told, indent=1, allow_nan=False))
+        print_json(told)
         return
     console = Console()
     console.print(_drift_table(found) if found else "no drift was found")
@@ -106,12 +101,12 @@ def show_command(number: DriftNumber, as_json: JsonOption = False) -> None:
     from flows.database import reading
     from flows.service.drifts import found_drift
 
-    with Session(reading(_database())) as session:
+    with Session(reading(database())) as session:
         drift = found_drift(session, number)
     if as_json:
-        typer.echo(json.dumps(drift_json(drift), indent=1, allow_nan=False))
+        print_json(drift_json(drift))
         return
-    report = DASH if drift.report is None else str(_settings().home / drift.report)
+    report = DASH if drift.report is None else str(installation().home / drift.report)
     rows = {
         "drift": f"{drift.id}, {drift.state}",
         "what": drift.verdict,
@@ -122,12 +117,10 @@ def show_command(number: DriftNumber, as_json: JsonOption = False) -> None:
         "report": report,
         "note": drift.note or DASH,
     }
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    made = facts_table()
     for name, value in rows.items():
-        table.add_row(name, shown(value))
-    Console().print(table)
+        made.add_row(name, shown(value))
+    Console().print(made)
     Console().print(_column_table(drift.figures.get("columns") or {}))
 
 
@@ -141,8 +134,8 @@ def dismiss_command(
     from flows.person import person
     from flows.service.drifts import dismiss_drift
 
-    drift = dismiss_drift(_database(), number, person(who), note)
-    _say(f"drift {drift.id} is dismissed; its alerts count again")
+    drift = dismiss_drift(database(), number, person(who), note)
+    say(f"drift {drift.id} is dismissed; its alerts count again")
 
 
 def drift_json(drift: Drift) -> dict[str, Any]:
@@ -167,46 +160,31 @@ def _iso(moment: dt.datetime | None) -> str | None:
 
 
 def _drift_table(found: list[Drift]) -> Table:
-    table = _table("drift", "what", "changed", "found", "machines", "state", "note", title="Changes of the plant")
+    made = table("drift", "what", "changed", "found", "machines", "state", "note", title="Changes of the plant")
     for drift in found:
         names = ", ".join(drift.machines[:SHOWN_MACHINES])
         more = f" and {len(drift.machines) - SHOWN_MACHINES} more" if len(drift.machines) > SHOWN_MACHINES else ""
         times = (time_text(drift.changed_at), time_text(drift.found_at))
         cells = (str(drift.id), drift.verdict, *times, f"{len(drift.machines)}: {names}{more}", drift.state, drift.note)
-        table.add_row(*(shown(cell) for cell in cells))
-    return table
+        made.add_row(*(shown(cell) for cell in cells))
+    return made
 
 
 def _wish_table(wishes: list[Retraining]) -> Table:
-    table = _table("retraining", "asked", "by", "state", "challenger", "why", "error", title="Retrainings")
+    made = table("retraining", "asked", "by", "state", "challenger", "why", "error", title="Retrainings")
     for wish in wishes:
         state = f"{wish.state} into {wish.merged_into}" if wish.merged_into is not None else str(wish.state)
         cells = (str(wish.id), time_text(wish.asked_at), wish.who, state, wish.challenger_id or DASH, wish.why)
-        table.add_row(*(shown(cell) for cell in (*cells, wish.error or DASH)))
-    return table
+        made.add_row(*(shown(cell) for cell in (*cells, wish.error or DASH)))
+    return made
 
 
 def _column_table(columns: dict[str, dict[str, Any]]) -> Table:
-    table = _table("column", "distance", "limit", "")
+    made = table("column", "distance", "limit", "")
     for name, each in sorted(columns.items(), key=lambda item: -float(item[1]["statistic"]) / float(item[1]["limit"])):
         beyond = "beyond" if each["drifted"] else ""
-        table.add_row(shown(name), f"{each['statistic']:.3f}", f"{each['limit']:.3f}", beyond)
-    return table
-
-
-def _table(*headings: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
-
-
-def _moment(text: str) -> dt.datetime:
-    try:
-        moment = dt.datetime.fromisoformat(text)
-        return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
-    except (ValueError, OverflowError):
-        raise UserError(f"--changed-at: got {text!r}, expected ISO 8601 (2025-03-01T06:00).") from None
+        made.add_row(shown(name), f"{each['statistic']:.3f}", f"{each['limit']:.3f}", beyond)
+    return made
 
 
 def check_change(
@@ -232,25 +210,9 @@ def check_change(
         raise UserError(f"--machine: got {name!r}, expected one that has been scored: {', '.join(like)}{more}.")
 
 
-def _say(line: str) -> None:
-    Console(soft_wrap=True).print(line, highlight=False)
-
-
-def _settings() -> Settings:
-    from flows.settings import Settings
-
-    return Settings.of(checkout_above())
-
-
 def _configured() -> Settings:
     from flows.settings import configure
 
-    settings = _settings()
+    settings = installation()
     configure(settings)
     return settings
-
-
-def _database() -> Engine:
-    from flows.database import open_database
-
-    return open_database(_settings().database_url)

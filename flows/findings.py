@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
 
+from flows.terminal import counted, shown, table
 from pipeline.check import Checked
 from pipeline.check_spectra import moment
-from pipeline.errors import printable
 from pipeline.findings import Finding, Severity
 
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
@@ -20,14 +18,14 @@ ORDER = {severity: place for place, severity in enumerate(Severity)}
 
 def findings_table(findings: Sequence[Finding]) -> Table:
     """A row per finding, file by file, the worst first; nothing in a name is taken for markup or a command."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made = table()
     for name in ("severity", "file", "line", "what", "got", "expected"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("severity", "line"))
+        made.add_column(name, overflow="fold", no_wrap=name in ("severity", "line"))
     for finding in sorted(findings, key=lambda finding: ORDER[finding.severity]):
         row = (finding.file, finding.place, finding.what, finding.got, finding.expected)
         colour = COLOURS[finding.severity]
-        table.add_row(f"[{colour}]{finding.severity}[/{colour}]", *(escape(printable(text)) for text in row))
-    return table
+        made.add_row(f"[{colour}]{finding.severity}[/{colour}]", *(shown(text) for text in row))
+    return made
 
 
 def findings_json(checked: Checked) -> str:
@@ -53,11 +51,7 @@ def summary_line(checked: Checked) -> str:
     if machines:
         first, last = (min(m.first_us for m in machines), max(m.last_us for m in machines))
         span = f", {survey.bins} bins{' of an axis' if survey.by_axis else ''}, {moment(first)} to {moment(last)} UTC"
-    looked = f"{_number(len(survey.files), 'file')}, {_number(len(machines), 'machine')}, {_number(survey.rows, 'row')}"
-    counts = ", ".join(_number(checked.count(severity), severity.value) for severity in Severity)
+    looked = f"{counted(len(survey.files), 'file')}, {counted(len(machines), 'machine')}, {counted(survey.rows, 'row')}"
+    counts = ", ".join(counted(checked.count(severity), severity.value) for severity in Severity)
     entries = "1 log entry" if checked.entries == 1 else f"{checked.entries:,} log entries"
     return f"{looked}{span}; {entries}: {counts}"
-
-
-def _number(count: int, name: str) -> str:
-    return f"{count:,} {name}{'' if count == 1 else 's'}"

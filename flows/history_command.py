@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import UserError, WorkspaceError, printable
+from flows.checkout import installation
+from flows.terminal import DASH, say, say_markup, shown, table, typed_time, wide_console
+from pipeline.errors import UserError, WorkspaceError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from flows.settings import Settings
     from pipeline.history import History, MachineAlert
-
-DASH = "—"
 
 
 def history(
@@ -37,11 +33,12 @@ def history(
     alert: Annotated[int | None, typer.Option(help="To look at closely; default: the newest of the span.")] = None,
 ) -> None:
     """Print and plot what the score log says of a machine: rows, rarity, alerts, and the spectra around an alert."""
-    from pipeline.history import chosen_alert, given_moment, history_of, span_of
+    from pipeline.history import chosen_alert, history_of, span_of
+    from pipeline.moments import microseconds
 
     settings, folder = _places(log)
-    since_us = None if since is None else given_moment(since, "--from")
-    until_us = None if until is None else given_moment(until, "--to")
+    since_us = None if since is None else microseconds(typed_time(since, "--from"))
+    until_us = None if until is None else microseconds(typed_time(until, "--to"))
     span = span_of(folder, machine, since_us, until_us)
     if output is not None and output.is_dir():
         raise UserError(f"--output: got the folder {output}, expected a file.")
@@ -50,24 +47,20 @@ def history(
         span = span_of(folder, machine, since_us, until_us, chosen_alert(alerts, alert, None))
     chosen = chosen_alert(alerts, alert, span)
     told = history_of(folder, machine, span, alerts, chosen, None if settings is None else settings.releases)
-    # where nobody's window limits the width, a period stands on one line if it can
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = wide_console()
     if warning:
-        console.print(f"[yellow]warning:[/yellow] {escape(printable(warning))}", highlight=False, soft_wrap=True)
+        say_markup(f"[yellow]warning:[/yellow] {shown(warning)}")
     console.print(periods_table(told))
-    console.print(alerts_table(told) if told.alerts else f"no alert of {_shown(machine)} in this span", highlight=False)
+    console.print(alerts_table(told) if told.alerts else f"no alert of {shown(machine)} in this span", highlight=False)
     if output is not None:
         _write_page(output, folder, landing or _landing(settings), told)
-        console.print(escape(printable(str(output))), highlight=False, soft_wrap=True)
+        say(str(output))
 
 
 def _places(log: Path | None) -> tuple[Settings | None, Path]:
     """The installation of the checkout around us, and the score log; outside of a checkout a log must be given."""
-    from flows.chosen_release import checkout_above
-    from flows.settings import Settings
-
     try:
-        settings = Settings.of(checkout_above())
+        settings = installation()
     except WorkspaceError as error:
         if log is None:
             raise WorkspaceError(f"{error} Or give a score log: --log.") from None
@@ -122,8 +115,8 @@ def alerts_of_database(engine: Engine, machine: str) -> list[MachineAlert]:
     from sqlalchemy.orm import Session
 
     from flows.service.tables import Alert, Standing
-    from pipeline.epochs import microseconds
     from pipeline.history import MachineAlert
+    from pipeline.moments import microseconds
 
     wanted = select(Alert).where(Alert.machine_id == machine, Alert.standing != Standing.WITHDRAWN)
     with Session(engine) as session:
@@ -154,52 +147,47 @@ def _write_page(output: Path, log: Path, landing: str | Path | None, told: Histo
 
 def periods_table(told: History) -> Table:
     """A row per hour or day."""
-    from pipeline.epochs import moment_of
     from pipeline.history import by_hour, one_in, periods
+    from pipeline.moments import moment_of
 
     found = periods(told)
     span = f"{told.span.since:%Y-%m-%d %H:%M} to {told.span.until:%Y-%m-%d %H:%M} UTC"
-    title = f"{_shown(told.machine)}, {span}, alerts by {_shown(told.detector)}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("from (UTC)", no_wrap=True)
+    title = f"{shown(told.machine)}, {span}, alerts by {shown(told.detector)}"
+    made = table(title=title)
+    made.add_column("from (UTC)", no_wrap=True)
     for heading in ("rows", "unusable", "rarest", "above low", "above page"):
-        table.add_column(heading, justify="right")
-    table.add_column("baseline")
-    table.add_column("release")
+        made.add_column(heading, justify="right")
+    made.add_column("baseline")
+    made.add_column("release")
     for period in found:
-        table.add_row(
+        made.add_row(
             f"{moment_of(period.start_us):{'%Y-%m-%d %H:%M' if by_hour(found) else '%Y-%m-%d'}}",
             f"{period.rows:,}",
             f"{period.unusable:,}" if period.unusable else DASH,
             one_in(period.rarity),
             f"{period.low:,}" if period.low else DASH,
             f"[red]{period.page:,}[/red]" if period.page else DASH,
-            _shown(", ".join(period.baselines)) or DASH,
-            _shown(", ".join(period.releases)),
+            shown(", ".join(period.baselines)) or DASH,
+            shown(", ".join(period.releases)),
         )
-    return table
+    return made
 
 
 def alerts_table(told: History) -> Table:
     """A row per alert, the newest last."""
-    from pipeline.epochs import moment_of
+    from pipeline.moments import moment_of
 
-    table = Table(title="alerts", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = table(title="alerts")
     for heading in ("alert", "tier", "opened (UTC)", "last", "bands", "answer"):
-        table.add_column(heading, no_wrap=heading in ("alert", "opened (UTC)", "last"))
+        made.add_column(heading, no_wrap=heading in ("alert", "opened (UTC)", "last"))
     for alert in told.alerts:
         bands = [str(band.get("band", "")) for band in alert.details.get("top_bins") or []]
-        table.add_row(
+        made.add_row(
             str(alert.id),
             {"page": "[red]page[/red]", "low": "low"}.get(str(alert.tier), "no data"),
             f"{moment_of(alert.opened_us):%Y-%m-%d %H:%M}",
             "open" if alert.closed_us is None else f"{moment_of(alert.end_us):%Y-%m-%d %H:%M}",
-            _shown(", ".join(bands[:3])) or DASH,
-            _shown(alert.answer or DASH),
+            shown(", ".join(bands[:3])) or DASH,
+            shown(alert.answer or DASH),
         )
-    return table
-
-
-def _shown(text: str) -> str:
-    """A name of the data, taken neither for markup nor for a command of the terminal."""
-    return escape(printable(text).replace("\n", "\\n"))
+    return made

@@ -36,8 +36,8 @@ from flows.service.tables import AT_WORK, MONITOR, DriftState, RetrainingState
 from flows.settings import Settings
 from flows.shadows import judge_shadows
 from pipeline.drift import DriftDecision, check_drift, service_window
-from pipeline.epochs import moment_of
 from pipeline.errors import HearkenError
+from pipeline.moments import moment_of
 from pipeline.params import MonitorParams, Params, load_params
 from pipeline.release import Release, load_release
 from pipeline.report_page.names import visible

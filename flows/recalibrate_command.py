@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import ReleaseError, UserError, WorkspaceError, printable
+from flows.checkout import installation, params_file
+from flows.terminal import DASH, JsonOption, print_json, say, shown, table, typed_time, wide_console
+from pipeline.errors import ReleaseError, UserError, WorkspaceError
 
 if TYPE_CHECKING:
     from flows.registry import ReleaseRow
     from flows.settings import Settings
-    from pipeline.params import Params
     from pipeline.recalibrate import Recalibration, TierChange
 
-PARAMS = Path("params.yaml")
-DASH = "—"
 NONE_ABOVE = "Where the old threshold lets none through, the upper end is an exact bound on the effective rows."
 
 
@@ -33,62 +26,57 @@ def recalibrate(
     data_set: Annotated[
         Path, typer.Option("--data-set", help="That ingest wrote, or data/raw of a build; later than the release.")
     ],
-    since: Annotated[dt.datetime | None, typer.Option(help="Rows from here on (UTC).")] = None,
-    until: Annotated[dt.datetime | None, typer.Option(help="Rows before this (UTC).")] = None,
+    since: Annotated[str | None, typer.Option(help="Rows from here on: 2025-03-01T14:30, UTC without a zone.")] = None,
+    until: Annotated[str | None, typer.Option(help="Rows before this.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the release here too: a new or empty folder.")] = None,
     promote: Annotated[bool, typer.Option(help="Put the new release into service.")] = False,
     params: Annotated[
-        Path, typer.Option("--params", help="Its sections calibrate and validate; without it the release's own.")
-    ] = PARAMS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what changes as JSON.")] = False,
+        Path | None,
+        typer.Option("--params", help="For calibrate and validate; default: the checkout's, else the release's own."),
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a new release with the same weights and new thresholds, from recent healthy rows; nothing is trained."""
     from flows.chosen_release import chosen_release
+    from pipeline.params import load_params
     from pipeline.recalibrate import recalibrate as run
 
-    if since is not None and until is not None and since >= until:
-        raise UserError(f"--until: got {until:%Y-%m-%dT%H:%M}, expected a time after --since.")
-    settings = _settings(out, promote)
-    loaded, chosen = chosen_release(release), _params(params)
+    low = None if since is None else typed_time(since, "--since")
+    high = None if until is None else typed_time(until, "--until")
+    if low is not None and high is not None and low >= high:
+        raise UserError(f"--until: got {high:%Y-%m-%dT%H:%M} UTC, expected a time after --since.")
+    settings = _registry(out, promote)
+    file = params_file(params)
+    chosen = None if file is None else load_params(file)
+    loaded = chosen_release(release)
     with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
         made = run(
             loaded,
             data_set,
             out or Path(folder) / "release",
-            since=since,
-            until=until,
+            since=low,
+            until=high,
             calibrate=None if chosen is None else chosen.calibrate,
             validate=None if chosen is None else chosen.validate_,
         )
         row = None if settings is None else register(settings, made, promote)
     if as_json:
         told = made.to_json() | {"folder": None if out is None else str(out)}
-        typer.echo(json.dumps(told | {"version": row.version if row else None}, indent=1, allow_nan=False))
+        print_json(told | {"version": row.version if row else None})
         return
-    # where nobody's window limits the width, a tier stands on one line if it can
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(changes_table(made))
+    wide_console().print(changes_table(made))
     for line in last_lines(made, row, out):
-        console.print(escape(printable(line)), highlight=False, soft_wrap=True)
+        say(line)
 
 
-def _settings(out: Path | None, promote: bool) -> Settings | None:
+def _registry(out: Path | None, promote: bool) -> Settings | None:
     """Where the registry is; None: outside of a checkout, where only a folder can be written."""
-    from flows.chosen_release import checkout_above
-    from flows.settings import Settings
-
     try:
-        return Settings.of(checkout_above())
+        return installation()
     except WorkspaceError:
         if out is None or promote:
             raise
         return None
-
-
-def _params(path: Path) -> Params | None:
-    from pipeline.params import load_params
-
-    return None if path == PARAMS and not path.exists() else load_params(path)
 
 
 def register(settings: Settings, made: Recalibration, promote: bool) -> ReleaseRow:
@@ -117,16 +105,14 @@ def changes_table(made: Recalibration) -> Table:
         f"{made.recalibrated_from} calibrated on {made.rows:,} rows of {made.machines} machines, {made.first} to "
         f"{made.last} (before: {made.old_rows:,} rows)"
     )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("detector", "tier"):
-        table.add_column(heading, overflow="fold")
+    told = table("detector", "tier", title=title)
     for heading in ("percentile", "threshold", "asked for", "the old one lets through"):
-        table.add_column(heading, justify="right")
-    table.add_column("comes from")
+        told.add_column(heading, justify="right")
+    told.add_column("comes from")
     for change in made.tiers:
         style = "bold" if change.detector == made.detector else ""
-        table.add_row(*_cells(change), style=style)
-    return table
+        told.add_row(*_cells(change), style=style)
+    return told
 
 
 def _cells(change: TierChange) -> list[str]:
@@ -137,7 +123,7 @@ def _cells(change: TierChange) -> list[str]:
     rate = DASH if change.rate is None else f"{change.rate:.3%}"
     if change.rate_low is not None and change.rate_high is not None:
         rate += f" ({change.rate_low:.3%} to {change.rate_high:.3%})"
-    name = escape(printable(change.detector))
+    name = shown(change.detector)
     return [name, change.tier, percentile, threshold, asked, rate, change.basis]
 
 

@@ -26,10 +26,10 @@ from flows.runs import failed, settings_of_run
 from flows.service.tables import Upload, UploadState
 from flows.settings import Settings
 from flows.workspace import held
-from pipeline.epochs import microseconds
 from pipeline.errors import ContractError, HearkenError
 from pipeline.ingest import ingest_for
 from pipeline.landing import SourceFile
+from pipeline.moments import microseconds
 from pipeline.params import Params, RecalibrateParams, load_params
 from pipeline.recalibrate import Recalibration, TierChange, recalibrate
 from pipeline.recent_rows import TooFewRows

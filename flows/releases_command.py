@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from pipeline.errors import printable
+from flows.terminal import JsonOption, print_json, say, say_markup, shown, wide_console
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -22,7 +18,6 @@ if TYPE_CHECKING:
 releases = typer.Typer(no_args_is_help=True, help="Releases: what was built, and what is in service.")
 
 NameArgument = Annotated[str, typer.Argument(help="An id, v3 or 3.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 WhoOption = Annotated[str | None, typer.Option(help="Who decides; default: your login name.")]
 DIFFERS = 1
 
@@ -35,13 +30,13 @@ def list_command(as_json: JsonOption = False) -> None:
     settings, engine = _places()
     found, versions = _all(settings, engine)
     if as_json:
-        _print_json([release_json(each, versions) for each in found])
+        print_json([release_json(each, versions) for each in found])
         return
     if not found:
-        _say("no release yet: hearken build")
+        say("no release yet: hearken build")
         return
-    _console().print(releases_table(found, versions))
-    _say("times are UTC; page rate: share of healthy test rows above the page threshold, with its interval")
+    wide_console().print(releases_table(found, versions))
+    say("times are UTC; page rate: share of healthy test rows above the page threshold, with its interval")
 
 
 @releases.command("show")
@@ -78,9 +73,9 @@ def show_command(release: NameArgument, as_json: JsonOption = False) -> None:
                 for line, end in history if line.release_id == each.row.id
             ],
         }  # fmt: skip
-        _print_json(told)
+        print_json(told)
         return
-    console = _console()
+    console = wide_console()
     for section in sections_of(each, versions, against=against, work=work, tag=tag, history=history, now=now):
         console.print(sections_table(section))
         console.print()
@@ -107,12 +102,12 @@ def diff_command(
     versions = {each.row.id: each.row.version for each in _all(settings, engine)[0]}
     found = compare(*pair, versions)
     if as_json:
-        _print_json({section: {name: list(sides) for name, sides in lines.items()} for section, lines in found.items()})
+        print_json({section: {name: list(sides) for name, sides in lines.items()} for section, lines in found.items()})
         return
     if not found:
-        _say("no difference")
+        say("no difference")
         return
-    console = _console()
+    console = wide_console()
     for table in diff_tables(found, pair[0].name, pair[1].name):
         console.print(table)
 
@@ -135,7 +130,7 @@ def promote_command(
 
     settings, engine = _places()
     row = put_into_service(settings, engine, release, who=person(who), note=note, force=force, anyway=anyway)
-    _say(f"release {row.id} (v{row.version}) is in service from the next scoring run on")
+    say(f"release {row.id} (v{row.version}) is in service from the next scoring run on")
 
 
 @releases.command("rollback")
@@ -156,7 +151,7 @@ def rollback_command(
     left = in_service(engine)
     row = go_back(settings, engine, release, who=person(who), note=note)
     gone = f"; v{left.version} ({left.id}) is retired" if left is not None and left.id != row.id else ""
-    _say(f"release {row.id} (v{row.version}) is in service again from the next scoring run on{gone}")
+    say(f"release {row.id} (v{row.version}) is in service again from the next scoring run on{gone}")
 
 
 @releases.command("rebuild")
@@ -176,24 +171,24 @@ def rebuild_command(
     settings, engine = _places()
     row = find_release(engine, release)
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if not as_json:
-            _say(f"[dim]{escape(line)}[/dim]")
+            say_markup(f"[dim]{shown(line)}[/dim]")
 
-    found = rebuild(settings, row, weights=weights, data_set=data_set, log=say)
+    found = rebuild(settings, row, weights=weights, data_set=data_set, log=log)
     if as_json:
         compared = [{"what": each.what, "then": each.then, "now": each.now} for each in found.compared]
-        _print_json(
+        print_json(
             {"release": found.release, "equal": found.equal, "how": found.how, "notes": found.notes}
             | {"compared": compared}
         )
     else:
-        _console().print(rebuilt_table(found))
+        wide_console().print(rebuilt_table(found))
         for note in found.notes:
-            _say(f"[yellow]note:[/yellow] {escape(note)}")
+            say_markup(f"[yellow]note:[/yellow] {shown(note)}")
         differ = sum(not each.equal for each in found.compared)
         said = f"{len(found.compared)} compared, " + (f"{differ} differ" if differ else "all equal")
-        _say(escape(f"v{found.version} ({found.release}): {found.how}: {said}"))
+        say(f"v{found.version} ({found.release}): {found.how}: {said}")
     if not found.equal:
         raise typer.Exit(DIFFERS)
 
@@ -213,7 +208,7 @@ def prune_command(
     work = prune if yes else plan_pruning
     found = work(settings, engine, params.releases.keep, params.base_release)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "deleted": found.done,
                 "gone": [row.id for row in found.gone],
@@ -222,18 +217,17 @@ def prune_command(
             }
         )
         return
-    _console().print(pruning_table(found))
+    wide_console().print(pruning_table(found))
     count = len(found.gone) + len(found.orphans)
     hint = "" if yes or not count else "; to delete: hearken releases prune --yes"
-    _say(f"{len(found.kept)} kept, {count} {'deleted' if yes else 'to delete'}{hint}")
+    say(f"{len(found.kept)} kept, {count} {'deleted' if yes else 'to delete'}{hint}")
 
 
 def _places() -> tuple[Settings, Engine]:
-    from flows.chosen_release import checkout_above
+    from flows.checkout import installation
     from flows.database import open_database
-    from flows.settings import Settings
 
-    settings = Settings.of(checkout_above())
+    settings = installation()
     return settings, open_database(settings.database_url)
 
 
@@ -244,16 +238,3 @@ def _all(settings: Settings, engine: Engine) -> tuple[list[Described], dict[str,
 
     found = [Described.of(settings, row) for row in list_releases(engine)]
     return found, {each.row.id: each.row.version for each in found}
-
-
-def _console() -> Console:
-    # where nobody's window limits the width, a release stands on one line if it can
-    return Console(width=None if sys.stdout.isatty() else 160)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
-
-
-def _say(line: str) -> None:
-    Console(soft_wrap=True).print(printable(line), highlight=False)

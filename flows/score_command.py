@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from flows.chosen_release import checkout_above, chosen_release
-from pipeline.errors import HearkenError, UserError, printable
+from flows.arrived import as_data_set
+from flows.checkout import chosen_params, installation
+from flows.chosen_release import chosen_release
+from flows.terminal import say, typed_time
+from pipeline.errors import HearkenError, UserError
 
 
 def score(
@@ -28,8 +26,10 @@ def score(
     output: Annotated[
         Path | None, typer.Option(help="With --input: folder of the score log, a Parquet file per day.")
     ] = None,
-    since: Annotated[dt.datetime | None, typer.Option(help="With --input: rows from here on (UTC).")] = None,
-    until: Annotated[dt.datetime | None, typer.Option(help="With --input: rows before this (UTC).")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="With --input: rows from here on: 2025-03-01T14:30, UTC without a zone.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="With --input: rows before this.")] = None,
 ) -> None:
     """Score what has arrived with the release in service, and open and close alerts; or score --input alone."""
     given = {"--release": release, "--output": output, "--since": since, "--until": until}
@@ -42,7 +42,9 @@ def score(
     if release is None or output is None:
         missing = "--release" if release is None else "--output"
         raise UserError(f"{missing}: got none, expected one with --input.")
-    _score_input(input, release, output, since, until)
+    low = None if since is None else typed_time(since, "--since")
+    high = None if until is None else typed_time(until, "--until")
+    _score_input(input, release, output, low, high)
 
 
 def score_what_has_arrived() -> None:
@@ -52,15 +54,15 @@ def score_what_has_arrived() -> None:
         UserError: no checkout, no release in service, no landing zone, no database.
         HearkenError: shards could not be scored; the next run tries them again.
     """
-    from flows.settings import Settings, configure
+    from flows.settings import configure
     from pipeline.params import load_params
 
-    settings = Settings.of(checkout_above())
+    settings = installation()
     params = load_params(settings.checkout / "params.yaml")
     if params.score.engine == "local":  # no Prefect server for a run that a cron job starts every ten minutes
         from flows.score_run import run_scoring
 
-        run = run_scoring(settings, params, _say)
+        run = run_scoring(settings, params, say)
         if run.error is not None:
             raise run.error
         return
@@ -71,7 +73,7 @@ def score_what_has_arrived() -> None:
     found = flow(checkout=str(settings.checkout))
     if not isinstance(found, FinishedRun):
         raise HearkenError(f"score: {found}")
-    _say(found.summary.line)
+    say(found.summary.line)
 
 
 def _score_input(
@@ -80,33 +82,9 @@ def _score_input(
     from pipeline.score import score_data_set
 
     loaded = chosen_release(release)
-    with as_data_set(source) as data_set:
+    with as_data_set(source, chosen_params().ingest) as data_set:
         summary = score_data_set(loaded, data_set, output, since, until)
-    _say(
+    say(
         f"{summary.rows:,} spectra of {summary.machines} machines scored by release {loaded.id}, "
         f"{summary.unscored:,} of them unusable, {summary.pages} pages: {output}"
     )
-
-
-@contextmanager
-def as_data_set(source: Path) -> Iterator[Path]:
-    """A snapshot that ingest wrote as it is; everything else goes through ingest's checks first, to a passing place."""
-    from pipeline.ingest import ingest as run
-    from pipeline.params import IngestParams
-
-    if (source / "snapshot.json").is_file():
-        yield source
-        return
-    with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
-        out = Path(folder) / "data"
-        for warning in run(source, out, IngestParams(), horizon_hours=0.0, tune_share=0.0).warnings:
-            _print(f"[yellow]warning:[/yellow] {escape(printable(warning))}")
-        yield out
-
-
-def _say(line: str) -> None:
-    _print(escape(printable(line)))
-
-
-def _print(markup: str) -> None:
-    Console(soft_wrap=True).print(markup, highlight=False)

@@ -22,10 +22,10 @@ from flows.releases.entry import promote_checked, weights_of
 from flows.service.ledger import newest_time
 from flows.service.tables import Retraining, RetrainingState
 from flows.settings import Settings
-from pipeline.epochs import moment_of
 from pipeline.errors import HearkenError
 from pipeline.gate import GateDecision, Verdict, decision_page, judge_later
 from pipeline.ingest import ingest_for
+from pipeline.moments import moment_of
 from pipeline.params import Params
 from pipeline.release import Release, load_release
 from pipeline.score import score_data_set

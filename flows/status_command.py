@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from pipeline.errors import UserError, printable
+from flows.checkout import checkout_above, database
+from flows.settings import Settings
+from flows.terminal import JsonOption, print_json, say, say_markup, shown, table, wide_console
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
-
     from flows.service.standing import Figures, ServiceStatus
 
 PARAMS = Path("params.yaml")
@@ -25,13 +21,11 @@ LATE = 1
 
 
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: JsonOption = False,
     params: Annotated[Path | None, typer.Option("--params", help="Settings to use; default: the checkout's.")] = None,
 ) -> None:
     """Say what was scored, what waits and what failed; exit code 1 where scoring is late."""
-    from flows.chosen_release import checkout_above
     from flows.service.standing import service_status
-    from flows.settings import Settings
     from pipeline.landing.places import list_files, place_of
     from pipeline.params import load_params
 
@@ -39,10 +33,10 @@ def status(
     chosen = load_params(params or checkout / PARAMS)
     landed, _ = list_files(place_of(Settings.of(checkout).landing_place(chosen.source.path)))
     found = service_status(
-        _database(), dt.datetime.now(dt.UTC), dt.timedelta(minutes=chosen.score.late_after_minutes), landed
+        database(), dt.datetime.now(dt.UTC), dt.timedelta(minutes=chosen.score.late_after_minutes), landed
     )
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
+        print_json(found.to_json())
     else:
         _print(found)
     if found.late:
@@ -59,7 +53,7 @@ def metrics(
 
     from flows.service.metrics import registry_of
 
-    registry = registry_of(_database())
+    registry = registry_of(database())
     if once:
         typer.echo(generate_latest(registry).decode(), nl=False)
         return
@@ -67,32 +61,29 @@ def metrics(
         _, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise UserError(f"--host, --port: got {host}:{port} ({error.strerror}), expected a free port.") from None
-    Console(soft_wrap=True).print(escape(printable(f"http://{host}:{port}/metrics")), highlight=False)
+    say(f"http://{host}:{port}/metrics")
     thread.join()
 
 
-def _database() -> Engine:
-    from flows.chosen_release import checkout_above
-    from flows.database import open_database
-    from flows.settings import Settings
-
-    return open_database(Settings.of(checkout_above()).database_url)
-
-
 def _print(found: ServiceStatus) -> None:
-    console = Console(soft_wrap=True)
     for heading, line in figure_lines(found):
-        console.print(f"[bold]{heading:<12}[/bold]{_shown(line)}", highlight=False)
-    if found.broken_uploads:
-        console.print(_table("Broken uploads", found.broken_uploads, ("path", "error")))
-    if found.failing_shards:
-        console.print(_table("Shards in trouble", found.failing_shards, ("name", "state", "attempts", "error")))
+        say_markup(f"[bold]{heading:<12}[/bold]{shown(line)}")
+    tables = {
+        "Broken uploads": (found.broken_uploads, ("path", "error")),
+        "Shards in trouble": (found.failing_shards, ("name", "state", "attempts", "error")),
+    }
+    for title, (rows, columns) in tables.items():
+        if rows:
+            made = table(*columns, title=title)
+            for row in rows:
+                made.add_row(*(shown(row[column]) for column in columns))
+            wide_console().print(made)
     for error in found.notice_errors:
-        console.print(f"[yellow]notices:[/yellow] {_shown(error)}", highlight=False)
+        say_markup(f"[yellow]notices:[/yellow] {shown(error)}")
     for reason in found.late:
-        console.print(f"[red]late:[/red] {_shown(reason)}", highlight=False)
+        say_markup(f"[red]late:[/red] {shown(reason)}")
     if not found.late:
-        console.print("[green]scoring is on time[/green]")
+        say_markup("[green]scoring is on time[/green]")
 
 
 def figure_lines(found: ServiceStatus) -> list[tuple[str, str]]:
@@ -150,17 +141,5 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
 
 
-def _table(title: str, rows: list[dict[str, object]], columns: tuple[str, ...]) -> Table:
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*(_shown(str("" if row[column] is None else row[column])) for column in columns))
-    return table
-
-
 def _moment(moment: dt.datetime | None) -> str:
     return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
-
-
-def _shown(text: str) -> str:
-    """Text that may come from data, taken neither for markup nor for a command of the terminal."""
-    return escape(printable(text))

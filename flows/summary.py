@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from flows.stages import Outcome, StageResult
+from flows.terminal import table
 from pipeline import store
 from pipeline.errors import printable
 
@@ -93,13 +93,13 @@ def shown(value: object) -> str:
 def comparison_table(figures: dict[str, Any]) -> Table:
     """The table of every detector, as it stands in metrics.json."""
     title = "Every detector, the same rows, the same budget of false alarms"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("detector", no_wrap=True)
+    made = table(title=title)
+    made.add_column("detector", no_wrap=True)
     for column in ("AUROC, 90 %", "avg prec", "caught", "chance", "false", "lead h"):
-        table.add_column(column, justify="right", no_wrap=True)
+        made.add_column(column, justify="right", no_wrap=True)
     for name, row in figures["detectors"].items():
         interval = row.get("auroc_ci")
-        table.add_row(
+        made.add_row(
             name,
             _number(row.get("auroc"), 3) + ("" if not interval else f" {interval[0]:.3f}-{interval[1]:.3f}"),
             _number(row.get("average_precision"), 3),
@@ -108,7 +108,7 @@ def comparison_table(figures: dict[str, Any]) -> Table:
             _number(row.get("false_episodes"), 0),
             _number(row.get("median_lead_time_hours"), 1),
         )
-    return table
+    return made
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -118,12 +118,12 @@ def _number(value: float | None, digits: int) -> str:
 def print_summary(result: BuildResult, console: Console | None = None) -> None:
     """The tables at the end of a build."""
     console = console or Console()
-    table = Table(title="Stages", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = table(title="Stages")
     for name in ("stage", "what happened", "seconds"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+        made.add_column(name, justify="left" if name == "stage" else "right")
     for row in stage_rows(result.stages):
-        table.add_row(*(shown(value) for value in row.values()))
-    console.print(table)
+        made.add_row(*(shown(value) for value in row.values()))
+    console.print(made)
     if (result.folder / EVALUATION).is_file():
         console.print(comparison_table(store.read_json(result.folder / EVALUATION)))
     if result.release_id:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from flows.chosen_release import checkout_above
-from pipeline.errors import UserError, printable
+from flows.checkout import checkout_above, installation
+from flows.terminal import say, wide_console
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from flows.tune.experiments import Experiment
@@ -61,19 +59,19 @@ def search(
     with _clone(new=True) as workspace:
         texts = check_settings(workspace, tried)
         if left := clear_queue(workspace):
-            _say(f"{left} experiments of an earlier search were ended")
-        _say("the present settings first: what experiments share is made once")
-        build_present(workspace, _say)
+            say(f"{left} experiments of an earlier search were ended")
+        say("the present settings first: what experiments share is made once")
+        build_present(workspace, say)
         found = experiments(workspace)
         metrics, least = _metrics(workspace, metric, lowest, found)  # a wrong name before hours of work
         wanted = _untried(tried, texts, found)
         if skipped := len(texts) - len(wanted):
-            _say(f"{skipped} of {len(texts)} are the present settings or were tried before")
+            say(f"{skipped} of {len(texts)} are the present settings or were tried before")
         for name, text in wanted.items():
             queue(workspace, name, text)
         if wanted:
-            _say(f"{len(wanted)} experiments, {jobs} at once")
-            run_queue(workspace, list(wanted), jobs, _say)
+            say(f"{len(wanted)} experiments, {jobs} at once")
+            run_queue(workspace, list(wanted), jobs, say)
         found = experiments(workspace)
         _show(found, metrics, least)
         if apply_best:
@@ -123,7 +121,7 @@ def plot(
         found = experiments(workspace)
         metrics, _ = _metrics(workspace, metric, None, found)
         write_text(output, plot_page(found, x, metrics))
-    _say(str(output))
+    say(str(output))
 
 
 @tune.command("apply")
@@ -149,7 +147,7 @@ def clear() -> None:
     with _clone(new=False) as workspace:
         clear_queue(workspace)
         run_dvc(workspace.folder, ["exp", "remove", "--all-commits"], workspace.environment)
-    _say("all experiments are forgotten")
+    say("all experiments are forgotten")
 
 
 @contextmanager
@@ -160,11 +158,10 @@ def _clone(*, new: bool) -> Iterator[Workspace]:
         WorkspaceError: another search is at work; without `new`, there was none yet.
     """
     from flows.repository import run_git
-    from flows.settings import Settings
     from flows.tune.experiments import CLONE, keep_objects, revision_of
     from flows.workspace import Workspace, held, open_workspace
 
-    settings = Settings.of(checkout_above())
+    settings = installation()
     if new:
         here = replace(settings, repository=str(settings.checkout))  # its edits are what is tried
         with open_workspace(here, clone=True, name=CLONE, revision=revision_of(settings)) as workspace:
@@ -199,16 +196,16 @@ def _show(found: list[Experiment], metrics: list[str], lowest: bool) -> None:
     from flows.tune.experiments import TARGET, file_of
     from flows.tune.tables import results_table, tuned_on
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = wide_console()
     console.print(results_table(found, metrics, lowest))
     by = file_of(found[0], metrics[0])
     if by in ("evaluation", "in_service"):
-        _say(
+        say(
             f"note: chosen by figures of `{TARGET}`: on those rows the winner is flattered; tuning.json is for choosing"
         )
     if by == "tuning" and (counts := tuned_on(found)):
         told = " and ".join(str(count) for count in counts)
-        _say(f"note: not all were ranked by the same tune failures ({told} of them): like does not stand beside like")
+        say(f"note: not all were ranked by the same tune failures ({told} of them): like does not stand beside like")
 
 
 def _apply_best(found: list[Experiment], metric: str, lowest: bool) -> None:
@@ -216,7 +213,7 @@ def _apply_best(found: list[Experiment], metric: str, lowest: bool) -> None:
 
     best = next(iter(ranked(found, metric, lowest)), None)
     if best is None or best.name == found[0].name:
-        _say("no experiment is better than the present settings: params.yaml stays as it is")
+        say("no experiment is better than the present settings: params.yaml stays as it is")
         return
     _apply(best, found[0])
 
@@ -229,9 +226,5 @@ def _apply(chosen: Experiment, now: Experiment) -> None:
     path = checkout_above() / "params.yaml"
     override_params(path, {key: value for key, _, value in changes})
     for key, before, after in changes:
-        _say(f"{key}: {before} -> {after}")
-    _say(f"{path}: settings of {chosen.name}")
-
-
-def _say(line: str) -> None:
-    Console(soft_wrap=True).print(escape(printable(line)), highlight=False)
+        say(f"{key}: {before} -> {after}")
+    say(f"{path}: settings of {chosen.name}")

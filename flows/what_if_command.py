@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import UserError, printable
+from flows.checkout import chosen_params, work_folder
+from flows.terminal import DASH, JsonOption, print_json, say, shown, table, wide_console
+from pipeline.errors import UserError
 
-if TYPE_CHECKING:
-    from pipeline.params import Params
-
-EVALUATION, PARAMS = Path("data/evaluation"), Path("params.yaml")
-DASH = "—"
+EVALUATION = Path("data/evaluation")
 FEW_SETTINGS = 6  # of which a table of failures has a column each
 
 
@@ -36,7 +29,9 @@ def what_if(
     cool_down: Annotated[
         float | None, typer.Option("--cool-down", help="Hours after an alert in which its machine raises none.")
     ] = None,
-    scores: Annotated[Path, typer.Option(help="data/evaluation of a build.")] = EVALUATION,
+    scores: Annotated[
+        Path | None, typer.Option(help="data/evaluation of a build; default: that of the checkout.")
+    ] = None,
     log: Annotated[Path | None, typer.Option(help="A score log instead.")] = None,
     release: Annotated[
         str | None, typer.Option(help="That wrote the log: a folder, an id, v3 or 3; default: the one in service.")
@@ -44,8 +39,10 @@ def what_if(
     data_set: Annotated[
         Path | None, typer.Option("--data-set", help="Whose maintenance log tells the log's failures.")
     ] = None,
-    params: Annotated[Path, typer.Option("--params", help="Settings to use.")] = PARAMS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    params: Annotated[
+        Path | None, typer.Option("--params", help="Settings to use; default: the checkout's, else the built-in ones.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Replay scores under other settings of the alerts: pages a day, failures caught and missed, lead times."""
     from pipeline.what_if import Wanted
@@ -54,48 +51,43 @@ def what_if(
     if budget is not None and not 0 <= budget < float("inf"):
         raise UserError(f"--budget: got {budget:g}, expected false pages a day from 0 on.")
     wanted = Wanted(tuple(percentile or ()), tuple(k or ()), tuple(n or ()), window, cool_down)
-    settings = _params(params)
+    settings = chosen_params(params)
     if log is None:
         for option, given in (("--release", release), ("--data-set", data_set)):
             if given is not None:
                 raise UserError(f"{option}: got {given} without --log, expected it with a score log only.")
-        found = replay_evaluation(scores, wanted, settings, detector=detector, budget=budget)
+        found = replay_evaluation(
+            scores or work_folder() / EVALUATION, wanted, settings, detector=detector, budget=budget
+        )
     else:
         from flows.chosen_release import chosen_release
 
         loaded = chosen_release(release, device="cpu")  # nothing is scored
         found = replay_score_log(log, loaded, wanted, settings, detector=detector, budget=budget, data_set=data_set)
     if as_json:
-        typer.echo(json.dumps(found, indent=1, sort_keys=True, allow_nan=False))
+        print_json(found)
         return
-    # where nobody's window limits the width, a setting stands on one line if it can
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = wide_console()
     console.print(settings_table(found))
     if found["failures"]:
         console.print(failures_table(found))
     for line in last_lines(found):
-        console.print(escape(printable(line)), highlight=False, soft_wrap=True)
-
-
-def _params(path: Path) -> Params:
-    from pipeline.params import Params, load_params
-
-    return Params() if path == PARAMS and not path.exists() else load_params(path)
+        say(line)
 
 
 def settings_table(found: Mapping[str, Any]) -> Table:
     """A row per setting, the present one first."""
     rows, span = f"{found['rows']:,} rows of {found['machines']:,} machines", f"{found['machine_days']:,.4g}"
-    title = f"{escape(printable(found['detector']))}: {rows}, {span} machine-days; the first row is the present setting"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    title = f"{shown(found['detector'])}: {rows}, {span} machine-days; the first row is the present setting"
+    made = table(title=title)
     for heading in ("", "percentile", "alert after", "window", "cool-down"):
-        table.add_column(heading, justify="left" if heading == "alert after" else "right")
+        made.add_column(heading, justify="left" if heading == "alert after" else "right")
     for heading in ("pages a day", "false a day", "caught", "by chance", "median lead", "days with alert"):
-        table.add_column(heading, justify="right")
-    table.add_column(f"budget {found['budget_per_day']:.3g} a day")
+        made.add_column(heading, justify="right")
+    made.add_column(f"budget {found['budget_per_day']:.3g} a day")
     for number, row in enumerate(found["settings"]):
-        table.add_row(*_cells(number, row))
-    return table
+        made.add_row(*_cells(number, row))
+    return made
 
 
 def _cells(number: int, row: Mapping[str, Any]) -> list[str]:
@@ -120,24 +112,22 @@ def _cells(number: int, row: Mapping[str, Any]) -> list[str]:
 def failures_table(found: Mapping[str, Any]) -> Table:
     """A row per failure: by which settings it is caught, and how early; few settings have a column each."""
     settings: Sequence[Mapping[str, Any]] = found["settings"]
-    table = Table(title="Failures: lead time", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("machine", "mode"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("failed (UTC)", no_wrap=True)
+    made = table("machine", "mode", title="Failures: lead time")
+    made.add_column("failed (UTC)", no_wrap=True)
     few = len(settings) <= FEW_SETTINGS
     names = ["now", *(str(number) for number in range(1, len(settings)))]
     for heading in names if few else ("now", "earliest", "caught by"):
-        table.add_column(heading, justify="left" if heading == "caught by" else "right")
+        made.add_column(heading, justify="left" if heading == "caught by" else "right")
     for failure in sorted(found["failures"], key=lambda failure: (failure["time"], failure["failure_id"])):
         leads = [row["lead_time_hours"].get(failure["failure_id"]) for row in settings]
-        told = [_shown(failure["machine_id"]), _shown(failure["failure_mode"] or "not recorded"), failure["time"]]
+        told = [shown(failure["machine_id"]), shown(failure["failure_mode"] or "not recorded"), failure["time"]]
         hours = ["[red]missed[/red]" if lead is None else _hours(lead) for lead in leads]
         if not few:
             known = [lead for lead in leads if lead is not None]
             by = [name for name, lead in zip(names, leads, strict=True) if lead is not None]
             hours = [hours[0], _hours(max(known)) if known else DASH, _ranges(by)]
-        table.add_row(*told, *hours)
-    return table
+        made.add_row(*told, *hours)
+    return made
 
 
 def _ranges(names: Sequence[str]) -> str:
@@ -178,8 +168,3 @@ def _figure(value: float | None) -> str:
 
 def _hours(value: float | None) -> str:
     return DASH if value is None else f"{_figure(value)} h"
-
-
-def _shown(text: str) -> str:
-    """A name of the data, taken neither for markup nor for a command of the terminal."""
-    return escape(printable(text))

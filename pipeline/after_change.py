@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.epochs import microseconds
+from pipeline.moments import microseconds
 from pipeline.params import SplitParams
 from pipeline.roles import ROLE, LogRows
 from pipeline.schema import MICROSECONDS_PER_HOUR, Role

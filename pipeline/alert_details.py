@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.judging.judged import iso
+from pipeline.moments import iso
 from pipeline.policy_state import CAUSES, Alerts, Cause
 from pipeline.schema import BearingSpec, FleetSpec
 

@@ -28,13 +28,13 @@ from pipeline.cleaning.figures import (
     counts,
     heat_maps,
     intervals_of,
-    iso,
     listed,
     removed_csv,
 )
 from pipeline.cleaning.gate import Verdict, judge_cleaning
 from pipeline.cleaning.refinement import Refinement, refine
 from pipeline.errors import ContractError, run_reporting_errors
+from pipeline.moments import iso_exact
 from pipeline.params import BaselineParams, CleanParams, load_params
 from pipeline.rows import has_role
 from pipeline.schema import (
@@ -181,7 +181,7 @@ def _notes(verdict: Verdict, corrections: Sequence[Correction], idle: Sequence[C
     if corrections:
         found.append(f"{CORRECTIONS} keeps {kept} and removes {len(corrections) - kept} intervals.")
     for each in idle[:MOST_SAID]:
-        span = f"{iso(each.start_us)} to {iso(each.end_us)}"
+        span = f"{iso_exact(each.start_us)} to {iso_exact(each.end_us)}"
         nothing = f"{each.machine} has no train or validation row from {span}"
         found.append(f"{CORRECTIONS}, {each.place}: {nothing}: there is nothing to {each.action}.")
     if len(idle) > MOST_SAID:

@@ -5,7 +5,6 @@ Shape legend: T spans of time, F frequency bins, N rows.
 
 from __future__ import annotations
 
-import datetime as dt
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.epochs import microseconds
 from pipeline.history import History, MachineAlert, Span, rarity_of, tier_levels
 from pipeline.history_spectra import HeardSpectra, read_uploads
+from pipeline.moments import to_us
 from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, FleetSpec, IntN, times_us
 from pipeline.score_log import machine_rows
 from pipeline.score_log.read import unified
@@ -203,7 +202,7 @@ def _peak_place(rows: pa.Table, history: History, alert: MachineAlert | None) ->
 
 
 def _second(text: str) -> int:
-    return microseconds(dt.datetime.fromisoformat(text)) // 1_000_000
+    return to_us(text) // 1_000_000
 
 
 def _usual_places(history: History, alert: MachineAlert | None) -> IntN:

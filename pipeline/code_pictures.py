@@ -19,9 +19,10 @@ from pipeline.detectors.latent import code_statistics
 from pipeline.detectors.linear import PcaDetector
 from pipeline.detectors.neural import VaeDetector
 from pipeline.detectors.objectives import INPUT_LIMIT
-from pipeline.evidence import SPECTRUM_BINS, Groups, evenly, to_us
-from pipeline.judging.judged import Judgement, iso
+from pipeline.evidence import SPECTRUM_BINS, Groups, evenly
+from pipeline.judging.judged import Judgement
 from pipeline.measure import Scored
+from pipeline.moments import iso, to_us
 from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FleetSpec, FloatN, FloatNF, IntN, Label
 
 HEALTHY_ROWS, ROWS_A_FAILURE, FAILURE_ROWS = 1500, 60, 3000

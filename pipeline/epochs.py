@@ -14,32 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.moments import microseconds
 from pipeline.schema import IntN, Tag, times_us
 
 EPOCH_TAGS = (Tag.REPAIR, Tag.SENSOR, Tag.FIRMWARE)
 NO_STARTS = np.empty(0, np.int64)
-
-
-def microseconds(moment: dt.datetime) -> int:
-    """Microseconds since 1970; a moment without a time zone is UTC.
-
-    >>> microseconds(dt.datetime(1970, 1, 2))
-    86400000000
-    """
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-    return (aware - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
-
-
-def moment_of(time_us: int) -> dt.datetime:
-    """Microseconds since 1970 as a moment, UTC: the inverse of `microseconds`.
-
-    Raises:
-        OverflowError: beyond the calendar.
-
-    >>> moment_of(86_400_000_000).isoformat()
-    '1970-01-02T00:00:00+00:00'
-    """
-    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from pipeline.detectors import Detector, NeuralDetector
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.evidence import error_profile, evidence_table, history_mask
 from pipeline.judge import judge
-from pipeline.judging.judged import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement, iso
+from pipeline.judging.judged import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows, Judgement
 from pipeline.measure import Scored, condition_column, load_detectors, score_rows, scores_table
+from pipeline.moments import iso, to_us
 from pipeline.params import Params, load_params
 from pipeline.rows import Rows, has_role, load_rows
 from pipeline.schema import (
@@ -283,7 +284,7 @@ def _examples(rows: Rows, values_N: FloatN, judgement: Judgement) -> list[tuple[
     picked += [(position, "worst") for position in worst.values()]
     codes = {machine: code for code, machine in enumerate(rows.machines)}
     for episode in [item for item in judgement.episodes if item["kind"] == "caught"][:EXAMPLES]:
-        opened = np.datetime64(episode["start"].removesuffix("Z"), "us").astype(np.int64)
+        opened = to_us(episode["start"])
         mine = np.flatnonzero((rows.machine == codes[episode["machine_id"]]) & (rows.time_us >= opened))
         if len(mine):
             picked.append((int(mine[np.argmin(rows.time_us[mine])]), "alert"))

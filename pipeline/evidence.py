@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.detectors import Detector
 from pipeline.judging.judged import Judgement
+from pipeline.moments import to_us
 from pipeline.rows import Rows
 from pipeline.schema import BASELINES, MICROSECONDS_PER_HOUR, BoolN, FleetSpec, FloatN, FloatNF, IntN
 
@@ -126,15 +127,6 @@ def history_mask(
             before = own if len(own) >= FEW_ROWS else before
         chosen[evenly(before[np.argsort(time_us_N[before], kind="stable")], HISTORY_ROWS)] = True
     return chosen
-
-
-def to_us(stamp: str) -> int:
-    """Microseconds since 1970 of an ISO time in UTC.
-
-    >>> to_us("1970-01-01T00:00:01Z")
-    1000000
-    """
-    return int(np.datetime64(stamp.removesuffix("Z"), "us").astype(np.int64))
 
 
 def evidence_table(detector: Detector, rows: Rows, history: Rows, judgement: Judgement, fleet: FleetSpec) -> pa.Table:

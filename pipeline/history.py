@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.epochs import microseconds, moment_of
 from pipeline.errors import ContractError, UserError
 from pipeline.findings import nearest
+from pipeline.moments import moment_of, to_us
 from pipeline.run_alerts import ALERTS, TIER_NAMES
 from pipeline.schema import (
     ENSEMBLE,
@@ -117,22 +117,6 @@ class History:
         return int(np.isnan(rarity_of(self.rows, self.detector)).sum())
 
 
-def given_moment(text: str, option: str) -> int:
-    """A time that a person gave, in microseconds; without a zone it is UTC.
-
-    Raises:
-        UserError: no time.
-
-    >>> given_moment("1970-01-01T02:00+02:00", "--from"), given_moment("1970-01-02", "--from")
-    (0, 86400000000)
-    """
-    try:
-        return microseconds(dt.datetime.fromisoformat(text.strip()))
-    except (ValueError, OverflowError):
-        expected = "a time such as 2025-01-31 or 2025-01-31T06:30Z"
-        raise UserError(f"{option}: got {text!r}, expected {expected}.") from None
-
-
 def alerts_beside(log: Path, machine: str) -> list[MachineAlert] | None:
     """A machine's alerts in the list that a scoring run left in its log; None where there is no such list.
 
@@ -149,10 +133,10 @@ def alerts_beside(log: Path, machine: str) -> list[MachineAlert] | None:
                 number,
                 str(alert["cause"]),
                 alert["tier"],
-                _us(alert["opened"]),
-                None if alert["paged"] is None else _us(alert["paged"]),
-                _us(alert["last"]),
-                None if alert["closed"] is None else _us(alert["closed"]),
+                to_us(alert["opened"]),
+                None if alert["paged"] is None else to_us(alert["paged"]),
+                to_us(alert["last"]),
+                None if alert["closed"] is None else to_us(alert["closed"]),
                 None,
                 alert,
             )
@@ -162,10 +146,6 @@ def alerts_beside(log: Path, machine: str) -> list[MachineAlert] | None:
     except (KeyError, TypeError, ValueError) as error:
         got = f"an entry without what an alert has ({error!r})"
         raise ContractError.of("alerts", got=got, expected="the list of a scoring run", where=path) from None
-
-
-def _us(text: str) -> int:
-    return microseconds(dt.datetime.fromisoformat(text))
 
 
 def chosen_alert(alerts: Sequence[MachineAlert], wanted: int | None, span: Span | None) -> MachineAlert | None:

@@ -8,9 +8,9 @@ import numpy as np
 
 from pipeline.alert_details import frequencies_within
 from pipeline.close_look import CloseLook
-from pipeline.epochs import moment_of
 from pipeline.history import History, by_hour, one_in, periods, rarity_of, tier_levels
 from pipeline.history_charts import level_chart, peak_chart, rarity_chart
+from pipeline.moments import moment_of
 from pipeline.report_page.blocks import (
     EM_DASH,
     Block,

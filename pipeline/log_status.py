@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.epochs import EPOCH_TAGS, microseconds
+from pipeline.epochs import EPOCH_TAGS
+from pipeline.moments import microseconds
 from pipeline.params import SplitParams
 from pipeline.schema import MICROSECONDS_PER_HOUR, TIME, BoolN, IntN, Tag, times_us
 

@@ -21,6 +21,7 @@ Hours = Annotated[float, Field(ge=0.0, le=24 * 365)]
 Percentile = Annotated[float, Field(gt=50.0, lt=100.0)]
 Count = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
+MOST_ROWS = 100_000  # that a policy may look back on: two months of minutes, and times are no longer than numbers are
 MAX_POLICIES = 60  # that one may be chosen from: more would find one by luck
 
 DEFAULT_DETECTORS = (
@@ -509,7 +510,7 @@ class PolicyParams(Section):
     """From exceedances to alerts."""
 
     k: Count = 3
-    n: Count = 5
+    n: Annotated[int, Field(ge=1, le=MOST_ROWS)] = 5
     window_minutes: Annotated[float, Field(gt=0)] = 120.0  # rows older than this do not count
     gap_minutes: Annotated[float, Field(gt=0)] = 30.0  # alert rows closer than this are one episode
     cool_down_hours: Hours = 0.0  # after an alert closed, before another opens; a first page still does

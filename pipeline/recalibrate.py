@@ -23,10 +23,10 @@ from pipeline.calibrate import TIERS, Calibration, calibrate_measured
 from pipeline.detectors.base import MANIFEST
 from pipeline.drift.columns import Judge
 from pipeline.drift.reference import LIMITS, REFERENCE, describe_reference, pick_reference, write_reference
-from pipeline.epochs import microseconds
 from pipeline.errors import ContractError, ReleaseError
 from pipeline.intervals import MIN_MACHINES, rate_above
 from pipeline.measure import Measured, measure
+from pipeline.moments import microseconds
 from pipeline.params import CalibrateParams, Params, ValidateParams
 from pipeline.recent_rows import RecentRows, recent_rows
 from pipeline.release import Release, release_id

@@ -15,10 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.calibrate import FEW_ROWS
-from pipeline.epochs import microseconds
 from pipeline.errors import ContractError
-from pipeline.judging.judged import iso
 from pipeline.log_status import LOG_STATUSES, LogStatus
+from pipeline.moments import iso, microseconds
 from pipeline.params import Params, ValidateParams
 from pipeline.plant_log import SOUND, PlantLog
 from pipeline.release import Release

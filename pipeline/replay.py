@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from pipeline.alerts import MINUTE, AlertPolicy, Episodes, Timeline
 from pipeline.errors import ContractError
-from pipeline.judging.judged import FAULTY, Event, JudgedRows, iso
+from pipeline.judging.judged import FAULTY, Event, JudgedRows
 from pipeline.judging.outcomes import forgiven_rows
+from pipeline.moments import iso
 from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, FloatN, IntN
 
 NEVER = np.iinfo(np.int64).min

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.epochs import microseconds
 from pipeline.log_status import IntegerN, LogStatus
+from pipeline.moments import microseconds
 from pipeline.params import SplitParams
 from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, BoolN, IntN, Role
 

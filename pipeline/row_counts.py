@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.moments import iso_exact
 from pipeline.schema import IntN, codes_and_names, times_us
 
 LISTED = 10
@@ -72,13 +73,9 @@ class Counts:
             "quarantined": int(self.by_status[QUARANTINED]),
             "suspect": int(self.by_status[SUSPECT]),
             "given_back": self.given_back,
-            "first": _moment(self.first_us) if self.first_us <= self.last_us else None,  # quarantined clocks apart
-            "last": _moment(self.last_us) if self.first_us <= self.last_us else None,
+            "first": iso_exact(self.first_us) if self.first_us <= self.last_us else None,  # quarantined clocks apart
+            "last": iso_exact(self.last_us) if self.first_us <= self.last_us else None,
             "by_reason": by_reason.get("quarantined", {}),
             "suspect_by_reason": by_reason.get("suspect", {}),
             "by_machine": {machine: count for machine, count in worst if count},
         }
-
-
-def _moment(time_us: int) -> str:
-    return f"{np.datetime64(time_us, 'us')}Z"

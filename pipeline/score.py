@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.calibrate import TIERS
-from pipeline.epochs import EpochStarts, microseconds
+from pipeline.epochs import EpochStarts
 from pipeline.errors import ContractError
+from pipeline.moments import microseconds
 from pipeline.release import Release
 from pipeline.rows import RowKeys, conditions_of
 from pipeline.run_alerts import ALERTS, TIER_NAMES, DayScores, run_alerts

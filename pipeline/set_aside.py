@@ -16,16 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.clock import Clock
 from pipeline.errors import ContractError, UserError
 from pipeline.expectations import load_rules
 from pipeline.findings import nearest
 from pipeline.interval_file import with_line
+from pipeline.moments import iso_exact
 from pipeline.quarantine import COLUMNS, FORM, NEVER_RELEASED, RELEASES, Release, read_releases, released
 from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, IntN, codes_and_names, times_us
 from pipeline.store import open_parquet, read_batches, write_text
 
-MADE_BY_SIMULATE = "data/demo"
+MADE_BY_SIMULATE = "demo"  # beside the snapshot
 JOIN_GAP_US = 6 * MICROSECONDS_PER_HOUR  # rows of one reason closer than this are one interval
 
 
@@ -174,8 +174,8 @@ class Proposal:
         data = self.path.read_bytes() if self.path.is_file() else b""
         values = (
             self.release.machine,
-            iso(self.release.start_us),
-            iso(self.release.end_us),
+            iso_exact(self.release.start_us),
+            iso_exact(self.release.end_us),
             self.release.reason,
             self.release.note,
             self.release.by,
@@ -195,7 +195,7 @@ def proposed(
     if not source.is_dir():
         expected = "the folder of a data set (params.yaml, source.path)"
         raise UserError(f"release: got {source}, expected {expected}.")
-    if source == Path(MADE_BY_SIMULATE):
+    if source.resolve() == (status_file.parent.parent / MADE_BY_SIMULATE).resolve():
         hint = "stage simulate makes it anew; copy it to a folder of your own and set source.path to that"
         raise UserError(f"release: got source {source}, expected a plant's own data set: {hint}.")
     if wanted == Wanted():
@@ -223,30 +223,3 @@ def proposed(
         raise UserError(f"release: got {got}, expected rows that can be scored.")
     is_new = sum(item.rows for item in before if item.returns) < sum(item.rows for item in given)
     return Proposal(source / RELEASES, release, given, refused, held, is_new)
-
-
-def moment_of(text: str, option: str) -> int:
-    """Microseconds since 1970 of a time that a person typed; UTC without a zone.
-
-    Raises:
-        UserError: it is no time.
-
-    >>> moment_of("1970-01-01T01:00+01:00", "--start")
-    0
-    """
-    try:
-        found = Clock("UTC").to_utc_us(pa.array([text.strip()]), option)
-    except ContractError:
-        expected = "ISO 8601, such as 2025-03-01T14:30"
-        raise ContractError.of("time", got=repr(text), expected=expected, where=option) from None
-    return int(found[0])
-
-
-def iso(time_us: int) -> str:
-    """A time in microseconds since 1970 as ISO text, UTC.
-
-    >>> iso(0)
-    '1970-01-01T00:00:00Z'
-    """
-    text = (dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=time_us)).isoformat()
-    return f"{text}Z"

@@ -20,9 +20,10 @@ import pyarrow as pa
 
 from pipeline.after_change import change_figures, change_notes
 from pipeline.answers import read_feedback
-from pipeline.epochs import EpochStarts, epoch_of_rows, microseconds, moment_of
+from pipeline.epochs import EpochStarts, epoch_of_rows
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.log_status import LOG_STATUSES, IntegerN, LogStatus, Timeline, alerts_of, intervals_of, log_status
+from pipeline.moments import iso, microseconds
 from pipeline.params import BaselineParams, SplitParams, load_params
 from pipeline.roles import (
     CALIBRATION,
@@ -276,15 +277,11 @@ def _boundary_metrics(edges: Boundaries, machines: Sequence[str], params: SplitP
     names = ("start", "cut_from", "train_end", "calibration_start", "calibration_end", "test_start", "end")
 
     def of(code: int) -> dict[str, str]:
-        return {name: _iso(int(getattr(edges, name)[code])) for name in names}
+        return {name: iso(int(getattr(edges, name)[code])) for name in names}
 
     if params.boundaries == "calendar":
         return {"scope": "calendar", **of(0)}
     return {"scope": "machine", "machines": {name: of(code) for code, name in enumerate(machines[:LISTED])}}
-
-
-def _iso(time_us: int) -> str:
-    return moment_of(time_us).isoformat(timespec="seconds")
 
 
 def _notes(

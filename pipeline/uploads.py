@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipeline.epochs import microseconds
 from pipeline.errors import ContractError
 from pipeline.landing import Source, SourceFile, open_source
 from pipeline.landing.places import Place, list_files, place_of
 from pipeline.landing.source import PARQUET_SUFFIXES, source_clock, source_spec
 from pipeline.maintenance import read_maintenance
+from pipeline.moments import microseconds
 from pipeline.schema import MAINTENANCE_SCHEMA, FleetSpec, times_us
 
 HASHED_AT_ONCE = 4 << 20  # bytes

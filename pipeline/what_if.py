@@ -15,15 +15,17 @@ import numpy as np
 from pipeline.alerts import MINUTE, AlertPolicy, Episodes
 from pipeline.counts import mean_interval, overdispersion_among
 from pipeline.errors import UserError
-from pipeline.judging.judged import Event, JudgedRows, iso
+from pipeline.judging.judged import Event, JudgedRows
 from pipeline.judging.outcomes import event_metrics, outcome_of
-from pipeline.params import PolicyParams
+from pipeline.moments import iso
+from pipeline.params import MOST_ROWS, PolicyParams
 from pipeline.pareto import ParetoTail, rows_needed, tier_threshold
 from pipeline.policy_state import page_episodes
 from pipeline.replay import Recording
 from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, FloatN
 
 MOST_SETTINGS = 60
+MOST_HOURS = 10 * 365 * 24  # of a window or a cool-down: ten years
 GRID_PERCENTILES = (98.0, 99.0, 99.5, 99.8, 99.9, 99.95, 99.98, 99.99)
 GRID_PAIRS = ((1, 1), (2, 3), (3, 5), (6, 10), (12, 20))  # k of n
 CHOSEN = "These failures judge the release: a setting that is chosen by them is judged by nothing any more."
@@ -63,7 +65,7 @@ class Wanted:
     """Settings to try: each percentile with each k of n. Nothing given: the present ones.
 
     Raises:
-        UserError: a percentile that is not above 50 and below 100, a number below 1, no number, a k above every n.
+        UserError: a percentile that is not above 50 and below 100, a number below 1 or too large, a k above every n.
 
     >>> Wanted(percentiles=(99.5, 99.9), k=(2,), n=(3, 5)).pairs(3, 5)
     [(2, 3), (2, 5)]
@@ -83,10 +85,14 @@ class Wanted:
             for value in values:
                 if value < 1:
                     raise UserError(f"--{name}: got {value}, expected at least 1.")
-        if self.window_minutes is not None and not 0 < self.window_minutes < float("inf"):
-            raise UserError(f"--window: got {self.window_minutes:g}, expected minutes above 0.")
-        if self.cool_down_hours is not None and not 0 <= self.cool_down_hours < float("inf"):
-            raise UserError(f"--cool-down: got {self.cool_down_hours:g}, expected hours from 0 on.")
+                if value > MOST_ROWS:
+                    raise UserError(f"--{name}: got {value}, expected at most {MOST_ROWS:,}.")
+        if self.window_minutes is not None and not 0 < self.window_minutes <= 60 * MOST_HOURS:
+            expected = f"minutes above 0, at most {60 * MOST_HOURS:,}"
+            raise UserError(f"--window: got {self.window_minutes:g}, expected {expected}.")
+        if self.cool_down_hours is not None and not 0 <= self.cool_down_hours <= MOST_HOURS:
+            expected = f"hours from 0 on, at most {MOST_HOURS:,}"
+            raise UserError(f"--cool-down: got {self.cool_down_hours:g}, expected {expected}.")
 
     def pairs(self, present_k: int, present_n: int) -> list[tuple[int, int]]:
         """Every k with every n that it fits into.

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.alerts import AlertPolicy
 from pipeline.errors import ContractError, ReleaseError, UserError
@@ -19,6 +18,7 @@ from pipeline.evaluate import events_of, label_codes, machines_never_seen, read_
 from pipeline.fact_stream import Names
 from pipeline.judging.judged import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows
 from pipeline.log_status import LogStatus
+from pipeline.moments import to_us
 from pipeline.params import Params, SplitParams
 from pipeline.pareto import rows_needed
 from pipeline.plant_log import SOUND, PlantLog
@@ -26,6 +26,9 @@ from pipeline.release import Release
 from pipeline.replay import Recorder, Recording
 from pipeline.rows import ONE_CONDITION, Rows
 from pipeline.schema import BoolN, FloatN, codes_and_names, load_fleet_spec, times_us
+from pipeline.score_log import log_days, over_days, releases_of
+from pipeline.score_log.files import open_log_file
+from pipeline.score_log.read import read_groups
 from pipeline.store import column_names, read_json, read_table
 from pipeline.tails import TailTable
 from pipeline.what_if import (
@@ -60,14 +63,14 @@ def replay_evaluation(
         ContractError: no evaluation there, or a file that is damaged.
         UserError: an unknown detector, or settings out of range.
     """
-    root = folder.resolve().parents[1]
+    root = (folder.resolve() / "../..").resolve()
     scores, calibrated = folder / "scores.parquet", root / "data/calibration"
     if not scores.is_file():
         expected = "data/evaluation of a build (hearken build)"
         raise ContractError.of("evaluation", got="no scores.parquet", expected=expected, where=folder)
     detector = detector or str(_object(root / "metrics/evaluation.json")["release_detector"])
     calibration = _object(calibrated / "calibration.json")
-    known = [name for name in _names_after(SCORE, scores) if name in calibration["detectors"]]
+    known = [name for name in _names_after(SCORE, column_names(scores)) if name in calibration["detectors"]]
     _refuse_unknown(detector, known)
     figures = calibration["detectors"][detector]
     present = present_setting(figures, AlertPolicy.from_json(calibration["policy"]))
@@ -109,8 +112,8 @@ def replay_score_log(
     budget: float | None = None,
     data_set: Path | None = None,
 ) -> dict[str, Any]:
-    """`what_if` of a score log, a day file at a time: a percentile is a bound on the tail probability there, so chosen
-    that a row exceeds it where its score exceeds the threshold (`level_limit`).
+    """`what_if` of a score log in any of its layouts, a day at a time: a percentile is a bound on the tail probability
+    there, so chosen that a row exceeds it where its score exceeds the threshold (`level_limit`).
 
     With a data set, its maintenance log says which rows count, as stage `split` has it, and which failures there were;
     those that tuned the release are left out.
@@ -129,11 +132,14 @@ def replay_score_log(
         ReleaseError: scores of another release.
         UserError: an unknown detector, or settings out of range.
     """
-    files = sorted(folder.glob("*.parquet"))
-    known = _names_after(TAIL, files[0]) if files else []
+    known = _detectors_in(folder)
     if not known:
-        got, expected = "no file with tail probabilities", "Parquet files as `hearken score` writes them"
+        got, expected = "no file with tail probabilities", "Parquet files as the service or `hearken score` writes them"
         raise ContractError.of("score log", got=got, expected=expected, where=folder)
+    others = releases_of(folder) - {release.id}
+    if others:
+        got = ", ".join(sorted(others))
+        raise ReleaseError(f"score log: got scores of release {got}, expected {release.id}, in {folder}.")
     detector = detector or release.detector
     _refuse_unknown(detector, known)
     present = _present_in_log(release, detector)
@@ -143,13 +149,29 @@ def replay_score_log(
     plant = None if data_set is None else PlantLog.of(data_set, split.horizon_hours)
     truth = None if data_set is None else read_truth(data_set, params.evaluate.use_truth)
     lowest = min(present.low_limit, *limits.values())
-    recording, notes = _recorded(files, release, detector, lowest, plant, truth, split)
+    recording, notes = _recorded(folder, release, detector, lowest, plant, truth, split)
     notes += [] if table is None else beyond_the_rows(limits, table.rows, table.tail)
     return _replayed(recording, present, wanted, limits, params, detector, budget, notes)
 
 
+def _detectors_in(log: Path) -> list[str]:
+    """Whose tail probabilities the oldest file of a score log has; none where there is no such file."""
+
+    def read(files: list[Path]) -> list[str]:
+        for path in files[:1]:
+            with open_log_file(path) as file:
+                return _names_after(TAIL, file.schema_arrow.names)
+        return []
+
+    for day in log_days(log):
+        (names,) = over_days(log, [day], read)
+        if names:
+            return names
+    return []
+
+
 def _recorded(
-    files: Sequence[Path],
+    log: Path,
     release: Release,
     detector: str,
     lowest: float,
@@ -167,8 +189,8 @@ def _recorded(
         events = _events_of_log(plant.failures.filter(pa.array(judged_K)), names, split, truth)
     recorder = Recorder(lowest, events, log=plant is not None)
     in_horizon_K, older, newest = np.zeros(len(judged_K), np.int64), 0, int(release.manifest["newest_row_us"])
-    for path in files:
-        machine, time_us, level = _day_of_log(path, release, detector, names)
+    for day in log_days(log):
+        machine, time_us, level = _day_of_log(log, day, detector, names)
         label, keep = np.full(len(machine), UNKNOWN, np.int8), np.ones(len(machine), bool)
         if plant is not None and len(machine):
             scored = np.isfinite(level)
@@ -209,17 +231,28 @@ def _events_of_log(failures: pa.Table, names: Names, split: SplitParams, truth: 
     return events_of(failures, rows, split.horizon_hours, truth)[0]
 
 
-def _day_of_log(path: Path, release: Release, detector: str, names: Names) -> tuple[np.ndarray, np.ndarray, FloatN]:
-    """Machine codes, times and levels (the negative tail probability; NaN without a score) of one file's rows."""
+def _day_of_log(log: Path, day: str, detector: str, names: Names) -> tuple[np.ndarray, np.ndarray, FloatN]:
+    """Machine codes, times and levels (the negative tail probability; NaN without a score) of one day's rows."""
     column = f"{TAIL}{detector}"
-    table = read_table(path, ["machine_id", "timestamp", column, "release"])
-    wrote = set(pc.unique(table["release"].cast(pa.string())).to_pylist())
-    if wrote - {release.id}:
-        got = ", ".join(sorted(map(str, wrote - {release.id})))
-        raise ReleaseError(f"score log: got scores of release {got}, expected {release.id}, in {path}.")
-    machine = names.codes(*codes_and_names(table["machine_id"]))
-    level = -table[column].to_numpy(zero_copy_only=False)
-    return machine, times_us(table["timestamp"]), np.asarray(level, np.float64)
+
+    def read(files: list[Path]) -> list[pa.Table]:
+        return [_columns_of(path, ["machine_id", "timestamp", column]) for path in files]
+
+    machines, times, levels = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty(0)]
+    for table in over_days(log, [day], read)[0]:
+        machines.append(names.codes(*codes_and_names(table["machine_id"])))
+        times.append(times_us(table["timestamp"]))
+        levels.append(-table[column].to_numpy(zero_copy_only=False))
+    return np.concatenate(machines), np.concatenate(times), np.concatenate(levels)
+
+
+def _columns_of(path: Path, columns: Sequence[str]) -> pa.Table:
+    with open_log_file(path) as file:
+        missing = [name for name in columns if name not in file.schema_arrow.names]
+        if missing:
+            got = f"no column {', '.join(missing)}"
+            raise ContractError.of("score log", got=got, expected=", ".join(columns), where=path)
+        return read_groups(file, range(file.metadata.num_row_groups), columns, path)
 
 
 def _present_in_log(release: Release, detector: str) -> Setting:
@@ -280,18 +313,14 @@ def _judged_events(listed: Sequence[dict[str, Any]], machines: Sequence[str]) ->
         Event(
             one["failure_id"],
             codes[one["machine_id"]],
-            _moment(one["window_start"]),
-            _moment(one["time"]),
-            _moment(one["window_start"]),
+            to_us(one["window_start"]),
+            to_us(one["time"]),
+            to_us(one["window_start"]),
             one["failure_mode"],
         )
         for one in listed
         if one["machine_id"] in codes
     ]
-
-
-def _moment(text: str) -> int:
-    return int(np.datetime64(text.removesuffix("Z"), "us").astype(np.int64))
 
 
 def _never_seen(path: Path) -> set[str]:
@@ -314,8 +343,8 @@ def _keyed(
     return Rows(spectra, machine_N, machines, zeros, zeros, ONE_CONDITION, time_us_N, table)
 
 
-def _names_after(prefix: str, path: Path) -> list[str]:
-    return [name.removeprefix(prefix) for name in column_names(path) if name.startswith(prefix)]
+def _names_after(prefix: str, columns: Sequence[str]) -> list[str]:
+    return [name.removeprefix(prefix) for name in columns if name.startswith(prefix)]
 
 
 def _refuse_unknown(detector: str, known: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -223,9 +224,54 @@ def test_corrections_that_meet_no_row_are_noted(run: Run) -> None:
     notes = [note for note in found["notes"] if note.startswith("corrections.csv")]
     assert notes[0] == "corrections.csv keeps 0 and removes 8 intervals."
     assert notes[1] == (
-        "corrections.csv, line 3: m0 has no train or validation row from 1980-01-01T00:00:00+00:00 to "
-        "1980-01-09T00:00:00+00:00: there is nothing to remove."
+        "corrections.csv, line 3: m0 has no train or validation row from 1980-01-01T00:00:00Z to "
+        "1980-01-09T00:00:00Z: there is nothing to remove."
     )
     assert notes[-1] == "corrections.csv: 2 more of its lines meet no train or validation row."
     assert len(notes) == 7
     assert found["by_reason"]["correction"] == 25  # of the line that meets rows: both ends are meant
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", LONG],
+        ["ingest", LONG, "--out", "out"],
+        ["simulate", "--out", LONG, "--machines", "2", "--days", "1"],
+        ["what-if", "--scores", LONG],
+        ["init", LONG],
+        ["init", "/proc/foo"],
+    ],
+)
+def test_a_place_that_the_system_refuses(run: Run, arguments: list[str]) -> None:
+    refused(run("hearken", *arguments), "expected a place that can be used so.")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "/plant"), "/plant: got 'read-only file system'"),
+        (OSError(errno.ENOSPC, "Detail: [errno 28] No space left on device"), "disk: got 'no space left on device'"),
+        (FileNotFoundError(errno.ENOENT, "gone", "/plant/x"), "/plant/x: got 'no such file or directory'"),
+    ],
+)
+def test_a_disk_that_is_full_or_read_only(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.plant.init_plant", refuse)
+    refused(run("hearken", "init", "new"), message)
+
+
+def test_an_error_of_the_system_that_names_no_file_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+    monkeypatch.setattr("pipeline.plant.init_plant", refuse)
+    with pytest.raises(ConnectionResetError):
+        run("hearken", "init", "new")

@@ -19,9 +19,9 @@ from pipeline.evidence import (
     error_profile,
     evidence_table,
     history_mask,
-    to_us,
 )
-from pipeline.judging.judged import Judgement, iso
+from pipeline.judging.judged import Judgement
+from pipeline.moments import iso, to_us
 from pipeline.params import TrainParams
 from pipeline.report_page.failure_evidence import spectrum_chart
 from pipeline.rows import Rows

@@ -32,9 +32,10 @@ from flows.service.feedback import (
 )
 from flows.service.tables import Alert, AlertEvent, Answer, LogEntry, Standing
 from pipeline.answers import ADDED_LOG, CORRECTIONS, FEEDBACK, exported_note, read_corrections, read_feedback
-from pipeline.epochs import EpochStarts, microseconds
+from pipeline.epochs import EpochStarts
 from pipeline.errors import ContractError, UserError
 from pipeline.landing.places import Place, list_files, place_of
+from pipeline.moments import microseconds
 from pipeline.schema import MAINTENANCE_SCHEMA, Tag
 from pipeline.store import read_table
 

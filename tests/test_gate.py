@@ -29,7 +29,7 @@ from pipeline.gate.checks import (
 )
 from pipeline.gate.rows import last_row_us, rows_of_build
 from pipeline.gate.sides import Side, _false_pages, sides_of
-from pipeline.judging.judged import iso
+from pipeline.moments import iso
 from pipeline.params import EvaluateParams, GateParams
 from pipeline.release import Release, load_release
 from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, Role

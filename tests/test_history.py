@@ -497,7 +497,7 @@ def test_the_command_prints_periods_and_alerts_and_writes_the_page(
     ("options", "message"),
     [
         (["machine-0"], "is near"),
-        (["{}", "--from", "yesterday"], "--from: got 'yesterday', expected a time such as"),
+        (["{}", "--from", "yesterday"], "--from: got 'yesterday', expected ISO 8601, such as"),
         (["{}", "--from", "2025-02-02", "--to", "2025-02-01"], "expected a start before the end"),
         (["{}", "--from", "1999-01-01", "--to", "1999-01-02"], "got no row of"),
         (["{}", "--alert", "100000"], "--alert: got 100000"),

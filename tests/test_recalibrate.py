@@ -474,6 +474,10 @@ def test_mistakes_are_one_line_and_exit_code_2(later: Path, checkout: Path, run:
             ("v1", "--data-set", later, "--since", "2025-03-01", "--until", "2025-02-01"),
             "expected a time after --since",
         ),
+        (
+            ("v1", "--data-set", later, "--since", "2025-02-01T00:00", "--until", "2025-02-01T01:00+01:00"),
+            "expected a time after --since",
+        ),
     ):
         code, out, err = run(checkout, *arguments)
         assert (code, out) == (2, "")

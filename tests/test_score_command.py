@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import sqlalchemy as sa
 from http_receiver import receiving
@@ -16,6 +19,8 @@ from service_plant import ServicePlant
 from flows.database import open_database
 from flows.workspace import override_params
 from pipeline.store import read_table
+
+HOUR = pa.scalar(dt.timedelta(hours=1), pa.duration("us"))
 
 
 class Installation:
@@ -126,6 +131,26 @@ def test_one_folder_is_scored_beside_the_service(installed, built, hearken):
     assert (code, "machines scored by release" in said) == (0, True)
     assert sum(read_table(path).num_rows for path in out.glob("*.parquet")) == installed.plant.all_rows().num_rows
     assert not installed.plant.settings.score_log.exists()
+
+
+def test_local_times_are_read_as_the_service_reads_them(installed, hearken):
+    override_params(installed.checkout / "params.yaml", {"ingest.timezone": "Europe/Berlin"})
+    table, out = installed.plant.days[-1], installed.checkout / "scores"
+    local = table["timestamp"].cast(pa.timestamp("us"))  # as a clock on a wall in Berlin shows it
+    installed.plant.upload("day", table.set_column(table.column_names.index("timestamp"), "timestamp", local))
+    assert hearken("score", installed.checkout)[0] == 0
+    served = installed.plant.log()
+    assert sorted(pc.add(served["timestamp"], HOUR).to_pylist()) == sorted(table["timestamp"].to_pylist())
+    below = installed.checkout / "notes"
+    below.mkdir()
+    given = ("--input", installed.plant.landing, "--release", "v1", "--output", out)
+    assert hearken("score", below, *given)[0] == 0
+    alone = pa.concat_tables([read_table(path) for path in sorted(out.glob("*.parquet"))])
+    assert sorted(alone["timestamp"].to_pylist()) == sorted(served["timestamp"].to_pylist())
+    codes = installed.checkout / "codes.parquet"
+    code, _, errors = hearken("encode", below, installed.plant.landing, "--out", codes, "--release", "v1")
+    assert (code, errors) == (0, "")
+    assert set(read_table(codes)["timestamp"].to_pylist()) <= set(served["timestamp"].to_pylist())
 
 
 @pytest.mark.server

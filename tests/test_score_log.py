@@ -32,11 +32,12 @@ from pipeline.schema import (
 from pipeline.score_log import (
     compact,
     compact_day,
+    days_between,
     keys_between,
-    log_files,
     machine_names,
     machine_rows,
     newest_row_us,
+    over_days,
     remove_days,
 )
 from pipeline.store import write_table
@@ -75,6 +76,10 @@ def write_shard(log: Path, name: str, keys: list[tuple[str, int]], **more: objec
     path = log / DAY / f"{name}.parquet"
     write_table(path, scored(keys, f"spectra/{name}.parquet", **more))  # type: ignore[arg-type]
     return path
+
+
+def log_files(log: Path, since_us: int, until_us: int) -> list[Path]:
+    return [path for day in over_days(log, days_between(log, since_us, until_us), list) for path in day]
 
 
 def rows_of(log: Path) -> Counter[tuple[object, ...]]:

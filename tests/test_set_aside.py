@@ -207,7 +207,7 @@ def test_what_cannot_be_released_is_said(plant: Path, wanted: dict[str, str | in
 def test_a_simulated_set_or_a_file_takes_no_releases(plant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(plant.parent)
     Path("data/demo").mkdir()
-    for source in (Path("data/demo"), plant / "fleet.yaml"):
+    for source in (Path("data/demo"), plant.parent / "data/demo", plant / "fleet.yaml"):
         with pytest.raises(UserError, match="release: got"):
             proposed(source, status_of(plant), Wanted(machine="a"), at=AT)
 
@@ -250,7 +250,10 @@ def test_list_counts_by_reason_and_shows_the_largest_intervals(run: Callable[...
     [
         (["--machine", "nobody"], "machine: got 'nobody', expected a machine with rows, in data/status"),
         (["--reason", "eneregy"], "reason: got 'eneregy', expected energy?"),
-        (["--start", "monday"], "time: got 'monday', expected ISO 8601, such as 2025-03-01T14:30, in --start."),
+        (
+            ["--start", "monday"],
+            "--start: got 'monday', expected ISO 8601, such as 2025-03-01T14:30 or 2025-03-01T14:30+01:00.",
+        ),
         (["--data", "nowhere/raw"], "Parquet: got no file"),
     ],
 )

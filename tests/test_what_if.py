@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from small_fleet import SMALL_PARAMS
 import pipeline.calibrate
 import pipeline.evaluate
 import pipeline.release
+import pipeline.what_if_sources
 from flows.database import open_database
 from flows.registry import promote, register_release
 from flows.settings import Settings
@@ -33,6 +35,7 @@ from pipeline.replay import Recording
 from pipeline.report_page.what_if import what_if_chart
 from pipeline.schema import codes_and_names, times_us
 from pipeline.score import score_data_set
+from pipeline.score_log import compact_day
 from pipeline.store import read_json, read_table, write_json, write_table
 from pipeline.tails import TailTable
 from pipeline.what_if import MOST_SETTINGS, Setting, Wanted, grid, limits_of, settings_of, what_if
@@ -81,8 +84,11 @@ def replayed(wanted: Wanted, budget: float = 1.0, calendar: bool = True) -> dict
         ({"n": (-1,)}, "--n: got -1, expected at least 1"),
         ({"k": (6,)}, "--k: got 6, expected at most n, which is 5"),
         ({"k": (3, 11), "n": (5, 10)}, "--k: got 11, expected at most n, which is 10"),
+        ({"k": (1,), "n": (10**23,)}, "--n: got 100000000000000000000000, expected at most 100,000"),
         ({"window_minutes": 0.0}, "--window: got 0, expected minutes above 0"),
+        ({"window_minutes": 1e300}, r"--window: got 1e\+300, expected minutes above 0, at most 5,256,000"),
         ({"cool_down_hours": -1.0}, "--cool-down: got -1, expected hours from 0 on"),
+        ({"cool_down_hours": 1e300}, r"--cool-down: got 1e\+300, expected hours from 0 on, at most 87,600"),
         ({"percentiles": tuple(60.0 + index / 2 for index in range(70))}, "settings: got 70 percentiles and 1 pairs"),
     ],
 )
@@ -383,6 +389,49 @@ def test_a_log_without_a_maintenance_log_tells_alerts_and_nothing_of_failures(
     assert hard["settings"][1]["budget_kept"] is None
 
 
+def as_the_service_writes(flat: Path, out: Path, layouts: Sequence[str]) -> Path:
+    """The same rows in other files: of each day two shards that overlap in time, both in one, or the flat file."""
+    for number, path in enumerate(sorted(flat.glob("*.parquet"))):
+        layout = layouts[number % len(layouts)]
+        if layout == "flat":
+            shutil.copy(path, out)
+            continue
+        table = read_table(path)
+        for part in range(2):
+            rows = table.take(pa.array(np.arange(part, table.num_rows, 2)))
+            write_table(out / path.stem / f"{2 * number + part:09}-ab12cd34.parquet", rows)
+        if layout == "compacted":
+            compact_day(out, path.stem)
+            assert [file.name[:10] for file in (out / path.stem).iterdir()] == ["compacted-"]
+    return out
+
+
+@pytest.mark.parametrize("layouts", [["shards"], ["compacted"], ["flat", "shards", "compacted"]])
+def test_every_layout_of_a_log_says_the_same(
+    loud: Path, params: Params, release: Release, log: Path, tmp_path: Path, layouts: list[str]
+) -> None:
+    wanted, data_set = Wanted((95.0, 99.0), (1, 2), (1, 3)), loud / "data/raw"
+    served = as_the_service_writes(log, tmp_path, layouts)
+    told = replay_score_log(served, release, wanted, params, data_set=data_set)
+    assert told == replay_score_log(log, release, wanted, params, data_set=data_set)
+    assert told["settings"][0]["alerts"] > 0
+
+
+def test_a_day_that_is_compacted_meanwhile_is_read_again(
+    params: Params, release: Release, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, opened = as_the_service_writes(log, tmp_path, ["shards"]), pipeline.what_if_sources.read_groups
+    waiting = sorted(path.name for path in served.iterdir())
+
+    def read(*given: Any) -> pa.Table:
+        while waiting:
+            compact_day(served, waiting.pop())
+        return opened(*given)
+
+    monkeypatch.setattr(pipeline.what_if_sources, "read_groups", read)
+    assert replay_score_log(served, release, Wanted(), params) == replay_score_log(log, release, Wanted(), params)
+
+
 def test_scores_of_another_release_are_refused(params: Params, release: Release, log: Path, tmp_path: Path) -> None:
     first, second = sorted(log.glob("*.parquet"))[:2]
     shutil.copy(first, tmp_path)
@@ -477,6 +526,10 @@ def test_without_a_name_the_release_in_service_reads_the_log(
         (["--detector", "oracle"], "--detector: got 'oracle', expected one of autoencoder, vae"),
         (["--budget", "-1"], "--budget: got -1, expected false pages a day from 0 on."),
         (["--scores", "data/raw"], "evaluation: got no scores.parquet, expected data/evaluation of a build"),
+        (["--scores", "/tmp"], "evaluation: got no scores.parquet, expected data/evaluation of a build"),
+        (["--scores", "/"], "evaluation: got no scores.parquet, expected data/evaluation of a build"),
+        (["--scores", "/nope"], "evaluation: got no scores.parquet, expected data/evaluation of a build"),
+        (["--n", "9" * 23, "--k", "1"], "expected at most 100,000."),
         (["--release", "v1"], "--release: got v1 without --log"),
         (["--log", "data/raw", "--release", "data/release"], "score log: got no file with tail probabilities"),
         (["--log", "data/evaluation", "--release", "data/release"], "score log: got no file with tail probabilities"),
@@ -487,6 +540,13 @@ def test_mistakes_are_one_line_and_exit_code_2(loud: Path, run: Run, arguments: 
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_the_largest_policy_that_may_be_asked_for_is_replayed(loud: Path, run: Run) -> None:
+    most = ("--n", 100_000, "--k", 1, "--window", 5_256_000, "--cool-down", 87_600)
+    code, out, err = run(loud, *most, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["settings"][1]["n"] == 100_000
 
 
 def test_a_machines_name_is_neither_markup_nor_a_command(loud: Path, tmp_path: Path, run: Run) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.releases.described import DASH, Described, different
+from flows.releases.described import Described, different
+from flows.terminal import DASH
 from pipeline.errors import ContractError
 from pipeline.store import read_json
 

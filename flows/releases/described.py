@@ -17,13 +17,13 @@ from flows.registry import Promotion, ReleaseRow
 from flows.repository import run_git
 from flows.service.tables import Alert, Shard
 from flows.settings import Settings
+from flows.terminal import DASH
 from pipeline.alerts import AlertPolicy
-from pipeline.epochs import moment_of
 from pipeline.errors import ContractError, ReleaseError, WorkspaceError
+from pipeline.moments import moment_of
 from pipeline.params import Params
 from pipeline.store import read_json, sha256_file
 
-DASH = "—"
 TIERS = ("page", "low")
 FIGURES = (  # of a detector: name in the manifest, in words, its interval
     ("auroc", "AUROC", "auroc_ci"),

@@ -23,8 +23,8 @@ from flows.settings import Settings
 from flows.stages import run_stage
 from flows.workspace import Workspace, create_workspace, end_leftovers, held
 from pipeline.detectors.base import MANIFEST, WEIGHTS
-from pipeline.epochs import moment_of
 from pipeline.errors import ContractError, ReleaseError, WorkspaceError
+from pipeline.moments import moment_of
 from pipeline.store import read_json, sha256_file
 
 NAME = "rebuild"  # of the private clone

@@ -6,16 +6,15 @@ import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from flows.registry import Promotion, ReleaseRow
 from flows.releases.compared import value_text
-from flows.releases.described import DASH, AtWork, Described, default_settings, different, number, percent
+from flows.releases.described import AtWork, Described, default_settings, different, number, percent
 from flows.releases.prune import Pruning
 from flows.releases.rebuild import Rebuilt
-from pipeline.errors import printable
+from flows.terminal import DASH, shown, table
+from pipeline.moments import iso_exact, microseconds
 
 STATES = {"in_service": "[bold green]in service[/bold green]", "refused": "[red]refused[/red]"}
 LONG = 90  # characters of a value beside another
@@ -24,13 +23,13 @@ Section = tuple[str, list[tuple[str, str]]]
 
 def releases_table(found: Sequence[Described], versions: Mapping[str, int]) -> Table:
     """A row per release, newest last."""
-    table = _table("state", "version", "id", "created", "promoted", "from", "page rate", "note")
+    made = table("state", "version", "id", "created", "promoted", "from", "page rate", "note")
     for each in found:
         row = each.row
         state = STATES.get(str(row.state), str(row.state).replace("_", " "))
         state += " (provisional)" if row.provisional else ""
         until = f" until {row.shadow_until:%Y-%m-%d}" if row.shadow_until is not None else ""
-        table.add_row(
+        made.add_row(
             state + until,
             f"v{row.version}",
             row.id,
@@ -40,7 +39,7 @@ def releases_table(found: Sequence[Described], versions: Mapping[str, int]) -> T
             page_rate(row),
             shown(row.note),
         )
-    return table
+    return made
 
 
 def release_json(each: Described, versions: Mapping[str, int]) -> dict[str, Any]:
@@ -207,8 +206,8 @@ def _check_line(check: Mapping[str, Any]) -> tuple[str, str]:
 def sections_table(section: Section) -> Table:
     """A section as a table of two columns."""
     heading, lines = section
-    table = Table(
-        title=escape(printable(heading)),
+    made = Table(
+        title=shown(heading),
         title_justify="left",
         title_style="bold",
         box=None,
@@ -216,47 +215,47 @@ def sections_table(section: Section) -> Table:
         pad_edge=False,
         padding=(0, 2, 0, 0),
     )
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
     for name, text in lines:
-        table.add_row(shown(name), shown(text))
-    return table
+        made.add_row(shown(name), shown(text))
+    return made
 
 
 def diff_tables(found: Mapping[str, Mapping[str, tuple[str, str]]], one: str, other: str) -> list[Table]:
     """A table per section, both sides beside each other."""
     tables = []
     for section, lines in found.items():
-        table = _table(section, one, other)
+        made = table(shown(section), shown(one), shown(other))
         for name, (a, b) in lines.items():
-            table.add_row(shown(name), shown(a[:LONG]), shown(b[:LONG]))
-        tables.append(table)
+            made.add_row(shown(name), shown(a[:LONG]), shown(b[:LONG]))
+        tables.append(made)
     return tables
 
 
 def pruning_table(found: Pruning) -> Table:
     """What is kept and why, and what goes."""
-    table = _table("version", "id", "state", "created", "what becomes of it", "why")
+    made = table("version", "id", "state", "created", "what becomes of it", "why")
     gone = "deleted" if found.done else "would be deleted"
     lines = [(row, "kept", "; ".join(why)) for row, why in found.kept.values()]
     lines += [(row, f"[red]{gone}[/red]", "nothing refers to it") for row in found.gone]
     for row, fate, why in sorted(lines, key=lambda line: line[0].version):
-        table.add_row(
+        made.add_row(
             f"v{row.version}", row.id, str(row.state).replace("_", " "), moment(row.created_at), fate, shown(why)
         )
     for folder in found.orphans:
-        table.add_row(DASH, shown(folder.name), "no row", DASH, f"[red]{gone}[/red]", "a folder that no row names")
-    return table
+        made.add_row(DASH, shown(folder.name), "no row", DASH, f"[red]{gone}[/red]", "a folder that no row names")
+    return made
 
 
 def rebuilt_table(found: Rebuilt) -> Table:
     """What was compared."""
-    table = _table("compared", "then", "now", "")
+    made = table("compared", "then", "now", "")
     for each in found.compared:
         equal = "equal" if each.equal else "[bold red]differs[/bold red]"
         sides = [text if len(text) < 40 else f"{text[:12]}…" for text in (each.then, each.now)]
-        table.add_row(shown(each.what), *map(shown, sides), equal)
-    return table
+        made.add_row(shown(each.what), *map(shown, sides), equal)
+    return made
 
 
 def page_rate(row: ReleaseRow) -> str:
@@ -274,11 +273,6 @@ def moment(found: dt.datetime | None) -> str:
     return DASH if found is None else f"{found:%Y-%m-%d %H:%M}"
 
 
-def shown(text: str) -> str:
-    """Text that may come from people or data, taken neither for markup nor for a command of the terminal."""
-    return escape(printable(text))
-
-
 def _by(line: Promotion) -> list[str]:
     said = ["rolled back to" if line.rollback else "promoted", f"by {line.who}" if line.who else ""]
     return [word for word in [*said, f"({line.note})" if line.note else ""] if word]
@@ -290,11 +284,4 @@ def _short(value: Any) -> str:
 
 
 def _iso(found: dt.datetime | None) -> str | None:
-    return None if found is None else found.isoformat()
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in headings:
-        table.add_column(escape(printable(heading)), overflow="fold")
-    return table
+    return None if found is None else iso_exact(microseconds(found))

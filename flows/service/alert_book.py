@@ -38,8 +38,8 @@ from flows.service.tables import (
     UploadState,
 )
 from pipeline.alert_details import described
-from pipeline.epochs import microseconds, moment_of
 from pipeline.log_status import Intervals
+from pipeline.moments import microseconds, moment_of
 from pipeline.policy_state import CAUSES, NO_ROWS, Alerts, Cause, PolicyRows, PolicyState, advance
 from pipeline.release import Release
 from pipeline.run_alerts import TIER_NAMES, off_intervals

@@ -42,10 +42,10 @@ from pipeline.answers import (
     exported_note,
     is_exported,
 )
-from pipeline.epochs import microseconds
 from pipeline.interval_file import UnreadableFile, with_lines, without_lines
 from pipeline.landing.places import Place, place_of
 from pipeline.maintenance import sorted_log
+from pipeline.moments import microseconds
 from pipeline.schema import FEEDBACK_SCHEMA, MAINTENANCE_SCHEMA, time_column
 from pipeline.store import write_table
 

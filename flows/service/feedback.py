@@ -20,6 +20,7 @@ from flows.database import RESET_LOCK, exclusive
 from flows.service.tables import Alert, AlertEvent, Answer, EventKind, LogEntry, PolicyMemory, Standing
 from pipeline.errors import UserError
 from pipeline.findings import nearest
+from pipeline.moments import iso_exact, microseconds
 from pipeline.schema import Tag
 
 TIERS = ("page", "low")
@@ -303,7 +304,7 @@ def utc_text(moment: dt.datetime) -> str:
     >>> utc_text(dt.datetime(2025, 3, 1, 14, 30, tzinfo=dt.UTC))
     '2025-03-01T14:30:00Z'
     """
-    return moment.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
+    return iso_exact(microseconds(moment))
 
 
 # --- one answer ---

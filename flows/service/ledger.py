@@ -19,9 +19,9 @@ from sqlalchemy.orm import Session
 
 from flows.database import exclusive, reading, utc_now
 from flows.service.tables import Shard, ShardState, Upload, UploadState
-from pipeline.epochs import moment_of
 from pipeline.errors import ContractError
 from pipeline.landing import SourceFile
+from pipeline.moments import moment_of
 from pipeline.params import ScoreParams
 from pipeline.score_shard import ShardResult
 from pipeline.sensor_clocks import EARLIEST_US

@@ -24,7 +24,7 @@ from flows.service.answers_export import added_log
 from flows.service.leases import signs_of_life
 from flows.service.ledger import Intake, Lease
 from flows.settings import Settings
-from pipeline.epochs import microseconds
+from pipeline.moments import microseconds
 from pipeline.params import Params
 from pipeline.release import Release
 from pipeline.score_shard import ShardJob, ShardResult, checked_release, discard, drop, publish, score_shard

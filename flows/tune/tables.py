@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
 
+from flows.terminal import DASH, shown, table
 from flows.tune.experiments import NOW, Experiment, figure_or_none
-from pipeline.errors import UserError, printable
+from pipeline.errors import UserError
 
-DASH = "—"
 LOWER_IS_BETTER = ("loss", "false_episodes", "false_positive", "kl")
 COLOURS = ("#0b6b7a", "#a8503f", "#6f5aa8", "#c08a2b", "#5d8a4c")
 
@@ -60,21 +58,20 @@ def results_table(found: Sequence[Experiment], metrics: Sequence[str], lowest: b
     rest = [each for each in found if each not in order]
     keys, best = changed_keys(found), next((each.name for each in order), None)
     title = f"by {metrics[0]}, {'lowest' if lowest else 'highest'} first"
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("experiment", overflow="fold")
+    made = table("experiment", title=shown(title))
     for key in keys:
-        table.add_column(escape(key), justify="right", overflow="fold")
+        made.add_column(shown(key), justify="right", overflow="fold")
     for metric in metrics:
-        table.add_column(escape(metric), justify="right", overflow="fold")
-    table.add_column("state", overflow="fold")
+        made.add_column(shown(metric), justify="right", overflow="fold")
+    made.add_column("state", overflow="fold")
     for each in (*order, *rest):
-        values = [_shown(each.setting(key, DASH)) for key in keys]
+        values = [shown(each.setting(key, DASH)) for key in keys]
         figures = [_figure(figure_or_none(each, metric)) if each.metrics else DASH for metric in metrics]
         state = {"success": "done"}.get(each.state, each.state) if each.name != NOW else "present settings"
-        state = f"[red]failed[/red]: {_shown(each.why)}" if each.state == "failed" else state
-        name = f"[green]{_shown(each.name)}[/green]" if each.name == best else _shown(each.name)
-        table.add_row(name, *values, *figures, state)
-    return table
+        state = f"[red]failed[/red]: {shown(each.why)}" if each.state == "failed" else state
+        name = f"[green]{shown(each.name)}[/green]" if each.name == best else shown(each.name)
+        made.add_row(name, *values, *figures, state)
+    return made
 
 
 def plot_page(found: Sequence[Experiment], key: str, metrics: Sequence[str]) -> str:
@@ -132,7 +129,3 @@ def differences(winner: Experiment, now: Experiment) -> list[tuple[str, Any, Any
 
 def _figure(value: float | None) -> str:
     return DASH if value is None else f"{value:.4g}"
-
-
-def _shown(value: Any) -> str:
-    return escape(printable(str(value)))

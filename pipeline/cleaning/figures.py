@@ -5,7 +5,6 @@ Shape legend: N rows (those looked at), E episodes, I intervals, T spectra of a 
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.answers import COLUMNS, corrections_csv
 from pipeline.cleaning.episodes import Selection
+from pipeline.moments import iso, iso_exact
 from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, FleetSpec, FloatN
 from pipeline.store import read_spectra
 
@@ -81,8 +81,8 @@ def removed_csv(intervals: Sequence[Interval]) -> str:
     lines = [
         [
             each.machine,
-            iso(each.start_us),
-            iso(each.end_us),
+            iso_exact(each.start_us),
+            iso_exact(each.end_us),
             "remove",
             "",
             str(each.rows),
@@ -116,8 +116,8 @@ def listed(intervals: Sequence[Interval]) -> list[dict[str, Any]]:
     return [
         {
             "machine": each.machine,
-            "start": iso(each.start_us),
-            "end": iso(each.end_us),
+            "start": iso_exact(each.start_us),
+            "end": iso_exact(each.end_us),
             "rows": each.rows,
             "error": each.evidence,
             "reason": each.reason,
@@ -161,15 +161,15 @@ def heat_maps(
     def part(index: npt.NDArray[np.int64]) -> dict[str, Any]:
         spectra = shown_NF[np.searchsorted(taken, index)]
         return {
-            "times": [iso(int(time)) for time in rows.time_us_N[index]],
+            "times": [iso_exact(int(time)) for time in rows.time_us_N[index]],
             "spectra": [[round(float(value), 4) for value in spectrum] for spectrum in spectra],
         }
 
     return [
         {
             "machine": each.machine,
-            "start": iso(each.start_us),
-            "end": iso(each.end_us),
+            "start": iso_exact(each.start_us),
+            "end": iso_exact(each.end_us),
             "rows": each.rows,
             "evidence": each.evidence,
             "bands": names,
@@ -193,12 +193,3 @@ def _spread(rows: Selection, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int
     if len(ordered) <= DRAWN:
         return ordered
     return ordered[np.linspace(0, len(ordered) - 1, DRAWN).round().astype(np.int64)]
-
-
-def iso(time_us: int) -> str:
-    """Microseconds since 1970 as ISO 8601 in UTC, to the microsecond where it is not a whole second.
-
-    >>> iso(0)
-    '1970-01-01T00:00:00+00:00'
-    """
-    return (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)).isoformat()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.drift.consensus import SAME_TIME, Array, Compared
-from pipeline.epochs import moment_of
+from pipeline.moments import moment_of
 from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FloatN, IntN
 
 EARLIER_HOURS = 6  # of rows before the common change, which show whether a machine had moved already

@@ -33,7 +33,7 @@ from pipeline.drift.evidently_page import evidently_report
 from pipeline.drift.limits import Limits, is_evidence, method_of, paired_columns
 from pipeline.drift.reference import read_reference
 from pipeline.drift.window import Window
-from pipeline.epochs import microseconds
+from pipeline.moments import microseconds
 from pipeline.params import MonitorParams
 from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, FloatN
 

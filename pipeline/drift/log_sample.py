@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.drift.sampling import fair_sample, mixed, ranks
-from pipeline.epochs import microseconds
 from pipeline.errors import ContractError
 from pipeline.facts import STRAY_SHARE, newest_of_the_fleet
+from pipeline.moments import microseconds
 from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, IntN, codes_and_names, times_us
 from pipeline.score_log.files import log_days, open_log_file, over_days
 from pipeline.score_log.read import groups_with, read_groups

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.alerts import typical_interval_us
-from pipeline.epochs import microseconds
 from pipeline.errors import ContractError
 from pipeline.evaluate import events_of
-from pipeline.judging.judged import Event, iso
+from pipeline.judging.judged import Event
 from pipeline.log_status import LOG_STATUSES, LogStatus
+from pipeline.moments import iso, microseconds, to_us
 from pipeline.params import SplitParams, TrainParams, ValidateParams
 from pipeline.plant_log import SOUND, PlantLog
 from pipeline.recent_rows import row_quality
@@ -110,7 +110,7 @@ def last_row_us(release: Release) -> int:
     if anew is None:
         return newest
     # written to the second: the row itself may be a fraction later
-    return max(newest, microseconds(dt.datetime.fromisoformat(anew["last"])) + 1_000_000)
+    return max(newest, to_us(anew["last"]) + 1_000_000)
 
 
 def rows_of_build(releases: Sequence[Release], data_raw: Path, status_split: Path) -> GateRows:

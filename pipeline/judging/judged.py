@@ -84,11 +84,6 @@ class Judgement:
     what_if: dict[str, Any] = field(default_factory=dict)  # see `what_if.grid`
 
 
-def iso(time_us: int) -> str:
-    """ISO 8601 in UTC, to the second."""
-    return str(np.datetime64(int(time_us), "us").astype("datetime64[s]")) + "Z"
-
-
 def rounded(value: Any, digits: int = 6) -> float:
     """A figure as published."""
     return round(float(value), digits)

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from pipeline.alerts import Episodes, Timeline
 from pipeline.counts import mean_interval
 from pipeline.intervals import wilson
-from pipeline.judging.judged import Event, JudgedRows, Outcome, iso, rounded
+from pipeline.judging.judged import Event, JudgedRows, Outcome, rounded
+from pipeline.moments import iso
 from pipeline.schema import ENSEMBLE, MICROSECONDS_PER_HOUR, FloatN
 
 

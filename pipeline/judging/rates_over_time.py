@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.intervals import rate_with_interval
-from pipeline.judging.judged import HEALTHY, JudgedRows, iso, rounded
+from pipeline.judging.judged import HEALTHY, JudgedRows, rounded
+from pipeline.moments import iso
 from pipeline.params import CalibrateParams
 from pipeline.pareto import TailFit
 from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, IntN

@@ -7,8 +7,9 @@ from typing import Any
 
 from pipeline.alerts import Timeline
 from pipeline.intervals import rate_with_interval
-from pipeline.judging.judged import HEALTHY, Event, JudgedRows, iso
+from pipeline.judging.judged import HEALTHY, Event, JudgedRows
 from pipeline.judging.outcomes import failure_of, outcome_of
+from pipeline.moments import iso
 from pipeline.params import CalibrateParams
 from pipeline.policy_state import page_episodes
 from pipeline.schema import MICROSECONDS_PER_DAY

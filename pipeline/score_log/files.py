@@ -64,14 +64,6 @@ def days_between(log: Path, since_us: int, until_us: int) -> list[str]:
     return kept
 
 
-def log_files(log: Path, since_us: int, until_us: int) -> list[Path]:
-    """Files of a log that can hold rows from `since_us` on and before `until_us`, by day, then by name.
-
-    By the time of reading a file may be gone, since its rows stand in another one now: see `over_days`.
-    """
-    return [path for day in days_between(log, since_us, until_us) for path in day_files(log, day)]
-
-
 def day_files(log: Path, day: str) -> list[Path]:
     """The files of one day that count."""
     whole = log / f"{day}.parquet"

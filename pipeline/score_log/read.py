@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.epochs import microseconds
 from pipeline.errors import ContractError
+from pipeline.moments import microseconds
 from pipeline.schema import ENSEMBLE, MACHINE, BoolN, IntN, codes_and_names, score_log_schema, times_us
 from pipeline.score_log.files import days_between, log_days, open_log_file, over_days
 
