@@ -38,12 +38,14 @@ def recalibrate(
     out: Annotated[Path | None, typer.Option(help="Write the release here too: a new or empty folder.")] = None,
     promote: Annotated[bool, typer.Option(help="Put the new release into service.")] = False,
     params: Annotated[
-        Path, typer.Option("--params", help="Its sections calibrate and validate; without it the release's own.")
+        Path,
+        typer.Option("--params", help="For calibrate and validate; without it the release's own, and built-in limits."),
     ] = PARAMS,
     as_json: Annotated[bool, typer.Option("--json", help="Print what changes as JSON.")] = False,
 ) -> None:
     """Make a new release with the same weights and new thresholds, from recent healthy rows; nothing is trained."""
     from flows.chosen_release import chosen_release
+    from pipeline.params import Params
     from pipeline.recalibrate import recalibrate as run
 
     if since is not None and until is not None and since >= until:
@@ -55,10 +57,10 @@ def recalibrate(
             loaded,
             data_set,
             out or Path(folder) / "release",
+            (chosen or Params()).validate_,
             since=since,
             until=until,
             calibrate=None if chosen is None else chosen.calibrate,
-            validate=None if chosen is None else chosen.validate_,
         )
         row = None if settings is None else register(settings, made, promote)
     if as_json:

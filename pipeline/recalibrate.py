@@ -87,11 +87,11 @@ def recalibrate(
     release: Release,
     data_set: Path,
     out: Path,
+    validate: ValidateParams,
     *,
     since: dt.datetime | None = None,
     until: dt.datetime | None = None,
     calibrate: CalibrateParams | None = None,
-    validate: ValidateParams | None = None,
 ) -> Recalibration:
     """Calibrate a release anew and write what comes out as a release of its own.
 
@@ -103,10 +103,10 @@ def recalibrate(
         release: whose weights stay.
         data_set: that `ingest` wrote: a folder of its own, or `data/raw` of a build.
         out: a new or empty folder, or one that holds this very release already.
+        validate: limits of the rows' facts, where no status table stands beside the data set; a release holds none.
         since: rows from here on (UTC); None: all that are later than the release's own.
         until: rows before this (UTC); None: all.
         calibrate: percentiles and policy; None: the release's own.
-        validate: limits of the rows' facts, where no status table stands beside the data set.
 
     Raises:
         ContractError: no such data set, another number of bins, no rows in the span, fewer than 100 healthy
@@ -118,7 +118,7 @@ def recalibrate(
     params = calibrate or settings.calibrate
     _check_fleet(release, data_set)
     use_threads(int(release.manifest["threads"]))
-    rows = recent_rows(release, data_set, settings, since, until, validate or ValidateParams())
+    rows = recent_rows(release, data_set, settings, since, until, validate)
     healthy, tune = (_measured(release, data_set, rows, chosen_N) for chosen_N in (rows.healthy_N, rows.tune_N))
     calibration = calibrate_measured(healthy, tune, settings.model_copy(update={"calibrate": params}))
     changes = tier_changes(release, healthy, calibration, params, settings.seed)
@@ -129,7 +129,7 @@ def recalibrate(
         asked = {
             "since_us": None if since is None else microseconds(since),
             "until_us": None if until is None else microseconds(until),
-            "validate": (validate or ValidateParams()).model_dump(mode="json"),
+            "validate": validate.model_dump(mode="json"),
         }
         _write_release(release, data_set, made, rows, calibration, params, settings, asked)
         identity = _move_in(made, out)

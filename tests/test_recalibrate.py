@@ -21,7 +21,7 @@ from pipeline.calibrate import calibrate
 from pipeline.errors import ContractError
 from pipeline.ingest import ingest
 from pipeline.intervals import rate_above
-from pipeline.params import CalibrateParams, Params, load_params
+from pipeline.params import CalibrateParams, Params, ValidateParams, load_params
 from pipeline.recalibrate import Recalibration, recalibrate
 from pipeline.recent_rows import RecentRows, recent_rows
 from pipeline.release import Release, load_release, release_id
@@ -34,6 +34,7 @@ from pipeline.validate import validate
 
 FIRST, DAYS = 40, 10  # of the later days; the release ends with day 40
 HORIZON_DAYS = 2
+LIMITS = ValidateParams()
 Later = tuple[Path, Release]
 
 
@@ -61,7 +62,7 @@ def later(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(release: Release, later: Path, tmp_path_factory: pytest.TempPathFactory) -> Recalibration:
-    return recalibrate(release, later, tmp_path_factory.mktemp("made") / "release")
+    return recalibrate(release, later, tmp_path_factory.mktemp("made") / "release", LIMITS)
 
 
 def rows_of(release: Release, data_set: Path, params: Params, **span: dt.datetime) -> RecentRows:
@@ -140,10 +141,12 @@ def test_the_reference_of_drift_comes_from_the_same_rows(later: Path, made: Reca
 def test_the_same_inputs_give_the_same_release(
     release: Release, later: Path, made: Recalibration, tmp_path: Path
 ) -> None:
-    again = recalibrate(release, later, tmp_path / "again")
+    again = recalibrate(release, later, tmp_path / "again", LIMITS)
     assert again.id == made.id
     assert again.to_json() | {"folder": ""} == made.to_json() | {"folder": ""}
-    assert recalibrate(release, later, tmp_path / "again").id == made.id, "the very same release may stand there"
+    assert recalibrate(release, later, tmp_path / "again", LIMITS).id == made.id, (
+        "the very same release may stand there"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again"]
 
 
@@ -239,7 +242,7 @@ def test_rows_before_tune_failures_tune(release: Release, later: Path, params: P
     write_table(
         data_set / "failures.parquet", pa.Table.from_pylist([f | {"failure_mode": None} for f in failures], schema)
     )
-    made = recalibrate(release, data_set, tmp_path / "out")
+    made = recalibrate(release, data_set, tmp_path / "out", LIMITS)
     assert made.tune_failures == 1
     page = read_json(made.folder / "calibration.json")["detectors"][release.detector]["page"]
     assert page["tune_failures"] == 1
@@ -249,26 +252,28 @@ def test_rows_before_tune_failures_tune(release: Release, later: Path, params: P
 def test_a_span_that_has_had_its_horizon_is_not_provisional(
     release: Release, later: Path, params: Params, tmp_path: Path
 ) -> None:
-    made = recalibrate(release, later, tmp_path / "out", since=day(FIRST + 1), until=day(FIRST + DAYS - HORIZON_DAYS))
+    made = recalibrate(
+        release, later, tmp_path / "out", LIMITS, since=day(FIRST + 1), until=day(FIRST + DAYS - HORIZON_DAYS)
+    )
     assert not made.provisional
     assert made.unconfirmed == 0
     assert f"{day(FIRST + 1):%Y-%m-%d}" <= made.first
     assert made.last < f"{day(FIRST + DAYS - HORIZON_DAYS):%Y-%m-%d}"
-    early = recalibrate(release, later, tmp_path / "early", since=day(10))
+    early = recalibrate(release, later, tmp_path / "early", LIMITS, since=day(10))
     assert any(f"made or judged release {release.id} and do not count" in note for note in early.notes)
     assert early.first >= f"{day(FIRST):%Y-%m-%d}"
 
 
 def test_another_percentile_and_policy_are_taken(release: Release, later: Path, tmp_path: Path) -> None:
     settings = {"draws": 60, "low_percentile": 90.0, "page_percentile": 99.0, "policy": {"k": 1, "n": 2}}
-    made = recalibrate(release, later, tmp_path / "out", calibrate=CalibrateParams.model_validate(settings))
+    made = recalibrate(release, later, tmp_path / "out", LIMITS, calibrate=CalibrateParams.model_validate(settings))
     assert made.tiers[1].percentile == 99.0
     assert made.tiers[1].basis == "rows"
     assert (made.policy["k"], made.policy["n"]) == (1, 2)
     new = load_release(made.folder)
     assert new.manifest["params"]["calibrate"]["page_percentile"] == 99.0
     assert new.manifest["params"]["train"] == release.manifest["params"]["train"]
-    again = recalibrate(new, later, tmp_path / "again")
+    again = recalibrate(new, later, tmp_path / "again", LIMITS)
     assert again.recalibrated_from == made.id
     assert read_json(again.folder / "calibration.json") == read_json(made.folder / "calibration.json")
 
@@ -277,7 +282,7 @@ def test_without_a_status_table_the_rows_are_validated_here(
     release: Release, later: Path, made: Recalibration, tmp_path: Path
 ) -> None:
     shutil.copytree(later, tmp_path / "plant/raw")
-    alone = recalibrate(release, tmp_path / "plant/raw", tmp_path / "out")
+    alone = recalibrate(release, tmp_path / "plant/raw", tmp_path / "out", LIMITS)
     assert alone.id == made.id
     assert not (tmp_path / "plant/status").exists()
 
@@ -317,13 +322,13 @@ def test_too_few_rows_and_spans_without_any_are_refused(
     with pytest.raises(
         ContractError, match=r"rows after 2025-\S+: got none \(the newest is of \S+\), expected rows later"
     ):
-        recalibrate(release, built / "data/raw", tmp_path / "out")
+        recalibrate(release, built / "data/raw", tmp_path / "out", LIMITS)
     with pytest.raises(ContractError, match="got none"):
-        recalibrate(release, later, tmp_path / "out", since=day(400))
+        recalibrate(release, later, tmp_path / "out", LIMITS, since=day(400))
     with pytest.raises(
         ContractError, match=r"healthy rows: got \d+ of \d+ rows in the span \(.*\), expected at least 100"
     ):
-        recalibrate(release, later, tmp_path / "out", until=day(FIRST + 0.4))
+        recalibrate(release, later, tmp_path / "out", LIMITS, until=day(FIRST + 0.4))
     assert not (tmp_path / "out").exists()
     assert list(tmp_path.iterdir()) == []
 
@@ -336,7 +341,7 @@ def test_scores_that_are_equal_or_not_finite_are_refused(
     for value, message in ((np.nan, "no finite numbers"), (1.0, "scores, all .*, expected scores that differ")):
         data_set = constant(later, tmp_path / str(value), value, machines)
         with pytest.raises(ContractError, match=rf"scores of \w+: got \d+ .*{message}"):
-            recalibrate(release, data_set, tmp_path / "out")
+            recalibrate(release, data_set, tmp_path / "out", LIMITS)
     assert not (tmp_path / "out").exists()
 
 
@@ -347,14 +352,14 @@ def test_another_number_of_bins_another_kind_and_no_data_set_are_refused(
     fleet = (data_set / "fleet.yaml").read_text()
     (data_set / "fleet.yaml").write_text("bins: 8\n")
     with pytest.raises(ContractError, match=f"bins: got 8, expected 32 as release {release.id}"):
-        recalibrate(release, data_set, tmp_path / "out")
+        recalibrate(release, data_set, tmp_path / "out", LIMITS)
     (data_set / "fleet.yaml").write_text("bins: 32\nkind: features\n")
     with pytest.raises(ContractError, match="kind: got features, expected spectrum"):
-        recalibrate(release, data_set, tmp_path / "out")
+        recalibrate(release, data_set, tmp_path / "out", LIMITS)
     (data_set / "fleet.yaml").write_text(fleet)
     (data_set / "snapshot.json").unlink()
     with pytest.raises(ContractError, match=r"data set: got no snapshot\.json, expected a data set that"):
-        recalibrate(release, data_set, tmp_path / "out")
+        recalibrate(release, data_set, tmp_path / "out", LIMITS)
 
 
 def test_a_folder_that_holds_something_is_never_replaced(
@@ -363,13 +368,13 @@ def test_a_folder_that_holds_something_is_never_replaced(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
     with pytest.raises(ContractError, match="--out: got a folder that is not empty"):
-        recalibrate(release, later, tmp_path / "mine")
+        recalibrate(release, later, tmp_path / "mine", LIMITS)
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
     shutil.copytree(made.folder, tmp_path / "other")
     with pytest.raises(
         ContractError, match=rf"--out: got another release \({made.id}\), expected a new or empty folder"
     ):
-        recalibrate(release, later, tmp_path / "other", until=day(FIRST + 5))
+        recalibrate(release, later, tmp_path / "other", LIMITS, until=day(FIRST + 5))
     assert release_id(tmp_path / "other") == made.id
 
 

@@ -152,19 +152,22 @@ def rows_of_build(releases: Sequence[Release], data_raw: Path, status_split: Pat
     )
 
 
-def rows_since(releases: Sequence[Release], data_set: Path, since: dt.datetime | None) -> GateRows:
+def rows_since(
+    releases: Sequence[Release], data_set: Path, since: dt.datetime | None, validate: ValidateParams
+) -> GateRows:
     """Rows of a data set that are later than every row that made either, with the labels of its own log.
 
     Args:
         releases: the champion, then the challengers.
         data_set: that `hearken ingest` wrote.
         since: rows from here on (UTC); None: all that are later.
+        validate: limits of the rows' facts, where no status table stands beside the data set.
 
     Raises:
         ContractError: no maintenance log, or damaged files.
     """
     split = SplitParams.model_validate(releases[1].manifest["params"]["split"])
-    table = row_quality(data_set, ValidateParams())
+    table = row_quality(data_set, validate)
     machine_N, machines = codes_and_names(table["machine_id"])
     time_us_N = times_us(table["timestamp"])
     quality_N, names = codes_and_names(table["status"])
