@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline.alerts import AlertPolicy
+from pipeline.alerts import MINUTE, AlertPolicy
 from pipeline.calibrate import TIERS, Calibration, calibrate_measured
 from pipeline.detectors.base import MANIFEST
 from pipeline.drift.columns import Judge
@@ -31,7 +31,7 @@ from pipeline.params import CalibrateParams, Params, ValidateParams
 from pipeline.recent_rows import RecentRows, recent_rows
 from pipeline.release import Release, release_id
 from pipeline.rows import rows_without_spectra, spectra_pieces
-from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, codes_and_names, load_fleet_spec
+from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, BoolN, codes_and_names, load_fleet_spec
 from pipeline.store import read_json, sha256_file, write_json
 from pipeline.train import use_threads
 
@@ -331,12 +331,19 @@ def _manifest(
 
 
 def policy_words(policy: dict[str, Any]) -> str:
-    """An alert policy in words.
+    """An alert policy in words: every number of it, so that two of the same words are the same.
 
-    >>> policy_words({"k": 3, "n": 5, "window_us": 7_200_000_000, "gap_us": 1_800_000_000})
+    >>> told = {"k": 3, "n": 5, "window_us": 7_200_000_000, "gap_us": 1_800_000_000}
+    >>> policy_words(told)
     '3 of 5 rows within 120 min, episodes 30 min apart'
+    >>> policy_words(told | {"cool_down_us": 86_400_000_000, "no_data_us": 21_600_000_000})
+    '3 of 5 rows within 120 min, episodes 30 min apart, cool-down 24 h, no data after 6 h'
     """
     known = AlertPolicy.from_json(policy)
-    return (
-        f"{known.k} of {known.n} rows within {known.window_us / 6e7:g} min, episodes {known.gap_us / 6e7:g} min apart"
-    )
+    words = [f"{known.k} of {known.n} rows within {known.window_us / MINUTE:g} min"]
+    words.append(f"episodes {known.gap_us / MINUTE:g} min apart")
+    if known.cool_down_us:
+        words.append(f"cool-down {known.cool_down_us / MICROSECONDS_PER_HOUR:g} h")
+    if known.no_data_us is not None:
+        words.append(f"no data after {known.no_data_us / MICROSECONDS_PER_HOUR:g} h")
+    return ", ".join(words)

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from flows.database import open_database
+from flows.recalibrate_command import last_lines
 from flows.registry import ReleaseState, find_release, in_service, list_releases, register_release
 from flows.settings import Settings
 from pipeline.calibrate import calibrate
@@ -441,7 +443,7 @@ def test_a_candidate_enters_the_registry_once_and_service_when_asked(
     assert row.note == f"recalibrated from {release.id}"
     assert f"release {row.id} (v2): candidate; to put it into service: hearken releases promote v2" in out
     assert "99.95 → 99.9" in out
-    assert re.search(r"\d+ of \d+ rows within 300 min, episodes 150 min apart → \d+ of \d+ rows within", out)
+    assert re.search(r"\d+ of \d+ rows within 300 min, episodes 150 min apart.* → \d+ of \d+ rows within", out)
     assert load_release(settings.releases / row.id, row.id).manifest["recalibrated_from"] == release.id
     code, out, _ = run(checkout, "v1", "--data-set", later, *span, "--promote", "--json")
     assert code == 0
@@ -453,6 +455,17 @@ def test_a_candidate_enters_the_registry_once_and_service_when_asked(
     assert serving.id == row.id
     assert find_release(engine, "v1").state == ReleaseState.CANDIDATE
     engine.dispose()
+
+
+def test_what_becomes_of_a_cool_down_is_told(made: Recalibration) -> None:
+    bare = made.policy | {"cool_down_us": 0, "no_data_us": None}
+    policies = [bare | told for told in ({}, {"cool_down_us": 86_400_000_000}, {"no_data_us": 21_600_000_000})]
+    for old in policies:
+        for new in policies:
+            line = last_lines(replace(made, old_policy=old, policy=new), None, None)[0]
+            assert (" → " in line) == (old != new)
+    line = last_lines(replace(made, old_policy=policies[0], policy=policies[1]), None, None)[0]
+    assert line.endswith("min apart, cool-down 24 h")
 
 
 def test_outside_of_a_checkout_only_a_folder_is_written(
