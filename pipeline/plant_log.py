@@ -86,6 +86,11 @@ class PlantLog:
         held_K = np.isin(np.array(self.failures["machine_id"].to_pylist(), dtype=object), list(unseen))
         return np.asarray(role_K & ~held_K & ~teaching(self.failures, teaching_share))
 
+    def failed_us(self, chosen_K: BoolN) -> dict[str, int]:
+        """When each of some failures failed, by its id."""
+        names, time_us_K = self.failures["failure_id"].to_pylist(), self.times_us().tolist()
+        return {name: time for name, time, chosen in zip(names, time_us_K, chosen_K, strict=True) if chosen}
+
     def times_us(self) -> IntN:
         """Moments (K,) of the failures."""
         return intervals_of(self.failures, "time", "end", ()).start_K

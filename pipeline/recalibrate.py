@@ -120,7 +120,8 @@ def recalibrate(
     use_threads(int(release.manifest["threads"]))
     rows = recent_rows(release, data_set, settings, since, until, validate)
     healthy, tune = (_measured(release, data_set, rows, chosen_N) for chosen_N in (rows.healthy_N, rows.tune_N))
-    calibration = calibrate_measured(healthy, tune, settings.model_copy(update={"calibrate": params}))
+    anew = settings.model_copy(update={"calibrate": params})
+    calibration = calibrate_measured(healthy, tune, anew, rows.tuned_us)
     changes = tier_changes(release, healthy, calibration, params, settings.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name[:60]}.", suffix=".tmp", dir=out.parent) as place:

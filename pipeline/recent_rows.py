@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,15 @@ from pipeline.plant_log import SOUND, PlantLog
 from pipeline.release import Release
 from pipeline.roles import boundaries_of, unseen_machines
 from pipeline.row_counts import OK, STATUSES, SUSPECT
-from pipeline.schema import KEY_FIELDS, VALIDATE_SCHEMA, BoolN, codes_and_names, dictionary_column, times_us
+from pipeline.schema import (
+    KEY_FIELDS,
+    MICROSECONDS_PER_HOUR,
+    VALIDATE_SCHEMA,
+    BoolN,
+    codes_and_names,
+    dictionary_column,
+    times_us,
+)
 from pipeline.store import day_files, read_table, row_count
 
 
@@ -40,6 +49,7 @@ class RecentRows:
     healthy_N: BoolN
     unconfirmed_N: BoolN  # of the healthy
     tune_N: BoolN
+    tuned_us: Mapping[str, int]  # when each tune failure of their span failed, those without rows too
     notes: tuple[str, ...]
 
     @property
@@ -89,6 +99,8 @@ def recent_rows(
     held_out = [name for name, held in zip(machines, unseen_M, strict=True) if held]
     tunes_K = plant.tunes(held_out, settings.train.teaching_share)
     tune_N = np.r_[tunes_K, False][owner_N] & (status_N == LogStatus.HORIZON) & (time_us_N < high)
+    begun_K = plant.times_us() - round(split.horizon_hours * MICROSECONDS_PER_HOUR)
+    spanned_K = (plant.times_us() >= time_us_N.min()) & (begun_K <= time_us_N[time_us_N < high].max())
     unconfirmed_N = healthy_N & (status_N == LogStatus.UNCONFIRMED)
     if unconfirmed_N.any():
         notes.append(
@@ -105,7 +117,8 @@ def recent_rows(
         "epoch": pa.array(epoch_N),
         "failure_id": dictionary_column(owner_N, plant.failures["failure_id"].to_pylist()),
     }
-    return RecentRows(pa.table(columns), healthy_N, unconfirmed_N, tune_N, tuple(notes))
+    tuned_us = plant.failed_us(tunes_K & spanned_K)
+    return RecentRows(pa.table(columns), healthy_N, unconfirmed_N, tune_N, tuned_us, tuple(notes))
 
 
 def _refuse_few(

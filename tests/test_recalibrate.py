@@ -158,7 +158,8 @@ def test_pieces_of_day_files_give_what_all_rows_at_once_give(
     rows = rows_of(release, later, params)
     bins, column = int(release.manifest["bins"]), release.condition_column
     healthy, tune = (load_rows(later, rows.table, chosen, bins, column) for chosen in (rows.healthy_N, rows.tune_N))
-    whole = calibrate(release.detectors, healthy, tune, Params.model_validate(release.manifest["params"]))
+    settings = Params.model_validate(release.manifest["params"])
+    whole = calibrate(release.detectors, healthy, tune, settings, rows.tuned_us)
     assert read_json(made.folder / "calibration.json") == json.loads(json.dumps(whole.to_json()))
 
 
@@ -239,15 +240,23 @@ def test_rows_before_tune_failures_tune(release: Release, later: Path, params: P
         {"failure_id": "t", "machine_id": seen[0], "time": day(FIRST + 5), "end": day(FIRST + 5), "role": "tune"},
         {"failure_id": "x", "machine_id": seen[1], "time": day(FIRST + 6), "end": day(FIRST + 6), "role": "test"},
         {"failure_id": "u", "machine_id": min(held), "time": day(FIRST + 6), "end": day(FIRST + 6), "role": "tune"},
+        {"failure_id": "lost", "machine_id": "gone", "time": day(FIRST + 6), "end": day(FIRST + 6), "role": "tune"},
+        {"failure_id": "old", "machine_id": seen[1], "time": day(FIRST - 9), "end": day(FIRST - 9), "role": "tune"},
+        {"failure_id": "late", "machine_id": seen[2], "time": day(FIRST + 99), "end": day(FIRST + 99), "role": "tune"},
     ]
     schema = read_table(data_set / "failures.parquet").schema
     write_table(
         data_set / "failures.parquet", pa.Table.from_pylist([f | {"failure_mode": None} for f in failures], schema)
     )
+    failed = {"t": day(FIRST + 5), "lost": day(FIRST + 6)}
+    tuned_us = rows_of(release, data_set, params).tuned_us
+    assert tuned_us == {name: time.timestamp() * 1e6 for name, time in failed.items()}, "and not the last row before"
     made = recalibrate(release, data_set, tmp_path / "out", LIMITS)
     assert made.tune_failures == 1
-    page = read_json(made.folder / "calibration.json")["detectors"][release.detector]["page"]
-    assert page["tune_failures"] == 1
+    calibration = read_json(made.folder / "calibration.json")
+    assert calibration["detectors"][release.detector]["page"]["tune_failures"] == 1
+    assert calibration["choice"]["failures"] == ["lost", "t"]
+    assert "1 of 2 tune failures have no row before them: lost." in made.notes
     assert read_json(made.folder / "manifest.json")["recalibration"]["tune_rows"] == pytest.approx(48, abs=2)
 
 
