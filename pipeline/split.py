@@ -22,8 +22,9 @@ from pipeline.after_change import change_figures, change_notes
 from pipeline.answers import read_feedback
 from pipeline.epochs import EpochStarts, epoch_of_rows, microseconds, moment_of
 from pipeline.errors import ContractError, run_reporting_errors
-from pipeline.log_status import LOG_STATUSES, IntegerN, LogStatus, Timeline, alerts_of, intervals_of, log_status
+from pipeline.log_status import LOG_STATUSES, IntegerN, LogStatus, Timeline, alerts_of, intervals_of
 from pipeline.params import BaselineParams, SplitParams, load_params
+from pipeline.plant_log import PlantLog
 from pipeline.roles import (
     CALIBRATION,
     ROLE,
@@ -153,12 +154,10 @@ def _rows(
     _check_usable(kept_N, kept_N & new_N, params)
     edges = boundaries_of(machine_N, time_us_N, kept_N, len(machines), params)
     timeline = Timeline(machine_N, time_us_N, len(machines))
+    plant = PlantLog(maintenance, failures, feedback)
     newest_N = edges.end[machine_N]
-    status_N, owner_N = log_status(timeline, time_us_N, kept_N, newest_N, machines, maintenance, failures, params)
-    newest = int(time_us_N.max(initial=0))
-    confirmed, opened = (alerts_of(feedback, state, newest, machines) for state in ("confirmed", "open"))
-    ill = confirmed.begun_before(round(params.horizon_hours * MICROSECONDS_PER_HOUR))
-    status_N[timeline.covered(ill, closed=True) & (status_N < LogStatus.ALERT)] = LogStatus.ALERT
+    status_N, owner_N = plant.statuses(machine_N, time_us_N, machines, kept_N, newest_N, params, timeline)
+    opened = alerts_of(feedback, "open", int(time_us_N.max(initial=0)), machines)
     open_N = timeline.covered(opened.joined(round(SPELL_HOURS * MICROSECONDS_PER_HOUR)), closed=True)
     healthy_N = status_N == LogStatus.HEALTHY
     if change is not None:  # so soon after it nothing is confirmed; what is before it can wait for its confirmation
