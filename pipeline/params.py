@@ -6,7 +6,7 @@ Read once at the door of each stage. An unknown key or a value out of range name
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -49,6 +49,15 @@ FaultMode = Literal[
     "saturation",
 ]
 FAULT_MODES: tuple[FaultMode, ...] = get_args(FaultMode)
+
+
+def explaining(deciding: Sequence[str]) -> str:
+    """Of the detectors that decide the one that explains: the first network, which reconstructs; else the first.
+
+    >>> explaining(("pca", "vae", "autoencoder")), explaining(("pca", "isolation_forest"))
+    ('vae', 'pca')
+    """
+    return next((name for name in deciding if name in NEURAL_DETECTORS), deciding[0])
 
 
 def _known_detector(name: str) -> str:
@@ -797,14 +806,10 @@ class Params(Section):
 
     @property
     def explaining_detector(self) -> str:
-        """The detector whose reconstructions and shares of bins are shown: the release's own, or one of its ensemble.
-
-        Of those the first network, if there is one: networks reconstruct.
-        """
+        """Whose reconstructions and shares of bins are shown: the release's own detector, or one of its ensemble."""
         if self.release.detector != ENSEMBLE:
             return self.release.detector
-        members = self.calibrate.ensemble.heard(self.detectors)
-        return next((name for name in members if name in NEURAL_DETECTORS), members[0])
+        return explaining(self.calibrate.ensemble.heard(self.detectors))
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
