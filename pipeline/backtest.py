@@ -40,9 +40,9 @@ from pipeline.schema import (
     Label,
     Role,
     dictionary_column,
-    energy_is_finite,
     time_column,
 )
+from pipeline.score import usable_rows
 from pipeline.store import atomic_folder, write_json, write_text
 from pipeline.train import train_detector, use_threads
 
@@ -171,7 +171,7 @@ def read_recording(request: BacktestRequest, condition_column: str | None = None
     context = context.iloc[order].reset_index(drop=True)
     spectra = frame.spectra_NF[order]
     label = _labels(context[column], request.source)
-    usable = energy_is_finite(spectra) & ((spectra >= 0).all(1) if frame.kind == "spectrum" else True)
+    usable = usable_rows(spectra, frame.kind)
     warnings = list(frame.warnings)
     if not usable.all():
         warnings.append(f"{int((~usable).sum())} rows hold NaN, infinite, negative or enormous bins and are left out.")
@@ -306,22 +306,15 @@ def _first_part(recording: Recording, share: float) -> BoolN:
 
 def take(recording: Recording, role_N: np.ndarray, mask_N: BoolN, failure_N: np.ndarray | None = None) -> Rows:
     """Some rows with their role, label and failure as columns of the status table."""
-    rows, index = recording.rows, np.flatnonzero(mask_N)
+    index = np.flatnonzero(mask_N)
+    rows = recording.rows.take(index)
     names = np.array([str(Label.HEALTHY), str(Label.FAULTY), str(Label.UNKNOWN)], dtype=object)
     failure = np.full(len(index), None, dtype=object) if failure_N is None else failure_N[index]
-    status = rows.status.take(pa.array(index))
-    status = status.append_column("role", pa.array(role_N[index].tolist(), pa.string()).dictionary_encode().cast(TEXT))
+    roles = pa.array(role_N[index].tolist(), pa.string()).dictionary_encode().cast(TEXT)
+    status = rows.status.append_column("role", roles)
     status = status.append_column("label", pa.array(names[recording.label[index]].tolist(), pa.string()))
     status = status.append_column("failure_id", pa.array(failure.tolist(), pa.string()))
-    return replace(
-        rows,
-        spectra=rows.spectra[index],
-        machine=rows.machine[index],
-        epoch=rows.epoch[index],
-        condition=rows.condition[index],
-        time_us=rows.time_us[index],
-        status=status,
-    )
+    return replace(rows, status=status)
 
 
 def run_fold(recording: Recording, role_N: np.ndarray, params: Params, say: Any) -> Fold:
@@ -495,18 +488,8 @@ def _merge(folds: Sequence[Fold]) -> Fold:
 
 
 def _concatenate(parts: Sequence[Scored]) -> Scored:
-    rows = [part.rows for part in parts]
-    joined = replace(
-        rows[0],
-        spectra=np.concatenate([part.spectra for part in rows]),
-        machine=np.concatenate([part.machine for part in rows]),
-        epoch=np.concatenate([part.epoch for part in rows]),
-        condition=np.concatenate([part.condition for part in rows]),
-        time_us=np.concatenate([part.time_us for part in rows]),
-        status=pa.concat_tables([part.status for part in rows]),
-    )
     return Scored(
-        joined,
+        Rows.concatenate([part.rows for part in parts]),
         {name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores},
         {name: np.concatenate([part.raw[name] for part in parts]) for name in parts[0].raw},
         np.concatenate([part.baseline for part in parts]),
