@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.after_change import change_figures, change_notes
 from pipeline.answers import read_feedback
-from pipeline.epochs import EpochStarts, epoch_of_rows, microseconds, moment_of
+from pipeline.epochs import epoch_of_rows, microseconds, moment_of
 from pipeline.errors import ContractError, run_reporting_errors
 from pipeline.log_status import LOG_STATUSES, IntegerN, LogStatus, Timeline, alerts_of, intervals_of
 from pipeline.params import BaselineParams, SplitParams, load_params
@@ -53,8 +53,6 @@ from pipeline.schema import (
     times_us,
 )
 from pipeline.store import read_table, write_json, write_table
-
-__all__ = ["EpochStarts", "SplitResult", "epoch_of_rows", "split", "unseen_machines"]
 
 LABELS = tuple(str(label) for label in Label)
 LISTED = 50  # machines and failures named in the metrics

@@ -308,13 +308,11 @@ def test_time_per_row_may_grow_by_half(judged) -> None:
     assert "1,000,000" in found.champion["null_reasons"]["seconds_per_million_rows"]
 
 
-def test_the_record_is_plain_json_and_comes_back(judged) -> None:
+def test_the_record_is_plain_json(judged) -> None:
     found = judged("old_loud", "new")
-    text = json.dumps(found.to_dict(), allow_nan=False)
-    assert GateDecision.from_dict(json.loads(text)) == found
+    told = found.to_dict()
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
     assert set(found.caught) == {"both", "champion", "challenger", "neither", "failures"}
-    with pytest.raises(ContractError, match="GateDecision"):
-        GateDecision.from_dict({"verdict": "perhaps"})
 
 
 def test_another_split_than_the_challengers_own_is_refused(built, made, tmp_path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from test_split import day, failure_table, log, status_table
 
 from pipeline.params import SplitParams
+from pipeline.roles import unseen_machines
 from pipeline.schema import FEEDBACK_SCHEMA
-from pipeline.split import split, unseen_machines
+from pipeline.split import split
 
 SHARE = 0.3
 MACHINES = tuple(f"m{number}" for number in range(8))

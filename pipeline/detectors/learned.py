@@ -24,7 +24,7 @@ from pipeline.detectors.networks import Matrices, make_layers, use_matrices
 from pipeline.detectors.objectives import BIN_LOG_VARIANCE, INPUT_LIMIT, bounded
 from pipeline.engine import FeatureRows, autocast, train_network
 from pipeline.engine.rows import refuse_non_finite
-from pipeline.errors import ContractError, ReleaseError
+from pipeline.errors import ReleaseError
 from pipeline.params import NetworkParams
 from pipeline.schema import FloatN, FloatNF
 
@@ -254,18 +254,6 @@ class NeuralDetector(Detector):
         with autocast(self.device, self.precision):
             logits: torch.Tensor = self.network.get_submodule("mode_head")(self.code(x_BF))
         return logits.float()
-
-    @torch.inference_mode()
-    def mode_probabilities(self, spectra_NF: FloatNF, code_N: np.ndarray) -> FloatN:
-        """Probability (N, K) of each of `modes`, were the row before one of these failures; float64.
-
-        Raises:
-            ContractError: no failure has taught this network.
-        """
-        if not self.modes:
-            raise ContractError.of("failure modes", got="none", expected="a taught network", where=self.name)
-        logits = self._mode_logits(self.relative(spectra_NF, code_N)[:, :-1])
-        return logits.double().softmax(1).cpu().numpy()
 
     def _findings(self, found: dict[str, Any]) -> list[str]:  # noqa: ARG002  (a network may have none)
         """Warnings about what has been learned, from the facts of the codes."""
