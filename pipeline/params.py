@@ -311,7 +311,7 @@ class SupervisedParams(Section):
 
 
 class NetworkParams(Section):
-    """What both networks share: layers, what is minimised, how it is trained and scores."""
+    """What all networks share: layers, what is minimised, how it is trained and scores."""
 
     architecture: str = "convolutional"
     latent: Count = 12

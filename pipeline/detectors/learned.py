@@ -1,4 +1,4 @@
-"""What both networks share: how they are built, trained again where they die, and how they score and explain.
+"""What all networks share: how they are built, trained again where they die, and how they score and explain.
 
 Shape legend: N rows, B rows of a batch, F bins, G = F + 1 features, L latent.
 """
