@@ -32,7 +32,7 @@ from pipeline.recent_rows import RecentRows, recent_rows
 from pipeline.release import Release, release_id
 from pipeline.rows import rows_without_spectra, spectra_pieces
 from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, BoolN, codes_and_names, load_fleet_spec
-from pipeline.store import read_json, sha256_file, write_json
+from pipeline.store import read_json, sha256_file, sha256_files, write_json
 from pipeline.train import use_threads
 
 RENEWED = ("tails", "calibration.json", REFERENCE, LIMITS, MANIFEST)  # all else is copied byte for byte
@@ -300,9 +300,6 @@ def _manifest(
     asked: dict[str, Any],
 ) -> dict[str, Any]:
     """The old manifest with what is new; nothing that changes from one identical run to the next."""
-    files = {
-        path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
     machine_N = codes_and_names(rows.table["machine_id"])[0][rows.healthy_N]
     failure_M = codes_and_names(rows.table["failure_id"])[0][rows.tune_N]
     first, last = rows.span
@@ -310,7 +307,7 @@ def _manifest(
     unconfirmed = int(rows.unconfirmed_N.sum())
     return {
         **release.manifest,
-        "files": files,
+        "files": sha256_files(folder),
         "recalibrated_from": release.id,
         "recalibration": {
             "first": first,

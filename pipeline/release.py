@@ -26,7 +26,7 @@ from pipeline.measure import condition_column
 from pipeline.params import Params, load_params
 from pipeline.rows import has_role
 from pipeline.schema import MAINTENANCE_SCHEMA, FleetSpec, Role, load_fleet_spec, times_us
-from pipeline.store import atomic_folder, folder_id, read_json, read_table, sha256_file, write_json
+from pipeline.store import atomic_folder, folder_id, read_json, read_table, sha256_file, sha256_files, write_json
 
 # as dvc.yaml lists for this stage; the days of its windows stand in drift.json
 MANIFEST_PARAMS = ("seed", "detectors", "train", "calibrate", "release", "split")
@@ -167,9 +167,7 @@ def manifest_of(root: Path, folder: Path, params: Params, split: pa.Table, metri
         "split": sha256_file(root / "data/status/split.parquet"),
         "clean": sha256_file(root / "data/status/clean.parquet"),
     }
-    files = {
-        path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    files = sha256_files(folder)
     return {
         "format": 1,
         "detector": params.release.detector,

@@ -23,6 +23,7 @@ from pipeline.detectors.latent import Tail, code_statistics, nearest_codes, resi
 from pipeline.detectors.networks import Matrices, make_layers, use_matrices
 from pipeline.detectors.objectives import BIN_LOG_VARIANCE, INPUT_LIMIT, bounded
 from pipeline.engine import FeatureRows, autocast, train_network
+from pipeline.engine.checkpoint import tensors_below
 from pipeline.engine.rows import refuse_non_finite
 from pipeline.errors import ReleaseError
 from pipeline.params import NetworkParams
@@ -508,9 +509,9 @@ class NeuralDetector(Detector):
         self.modes = tuple(settings.get("modes", ()))
         self.build()
         tensors = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in arrays.items()}
-        self.network.load_state_dict(_below(tensors, "network."))
-        self._statistics = _below(tensors, "statistics.")
-        self._tails = {name: Tail(tuple(knots.tolist())) for name, knots in _below(tensors, "tail.").items()}
+        self.network.load_state_dict(tensors_below(tensors, "network."))
+        self._statistics = tensors_below(tensors, "statistics.")
+        self._tails = {name: Tail(tuple(knots.tolist())) for name, knots in tensors_below(tensors, "tail.").items()}
 
     def settings(self) -> dict[str, Any]:
         """Parameters."""
@@ -542,7 +543,3 @@ def _shared(value_B: torch.Tensor, weight_BF: torch.Tensor) -> torch.Tensor:
     """Values (B,) divided among bins (B, F) by their weights; evenly where all are zero."""
     weight_BF = weight_BF.double() + TINY
     return value_B[:, None] * weight_BF / weight_BF.sum(1, keepdim=True)
-
-
-def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
