@@ -690,9 +690,8 @@ class RetrainParams(Section):
     attempts: Annotated[int, Field(ge=1)] = 3  # at one that was cut off or could not reach something
     lease_minutes: Annotated[float, Field(ge=1)] = 10.0  # without a sign of life it is taken for dead
     start: Literal["scratch", "champion"] = "scratch"  # champion: networks start from its weights (`base_release`)
-    gpu_pool: str = "gpu"
     gpu_timeout_minutes: Annotated[float, Field(gt=0)] = 120.0
-    wait_for_worker_minutes: Annotated[float, Field(ge=0)] = 10.0  # for one of that pool to come online
+    wait_for_worker_minutes: Annotated[float, Field(ge=0)] = 10.0  # for a worker of pool `gpu` to come online
     cpu_fallback: bool = True  # none came: train where the build runs; false: fail and say so
 
 
