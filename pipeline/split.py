@@ -31,7 +31,7 @@ from pipeline.roles import (
     ROLES,
     TRAIN,
     Boundaries,
-    LogRows,
+    StatusRows,
     boundaries_of,
     roles_of,
     teaching,
@@ -141,7 +141,7 @@ def _rows(
     failures: pa.Table,
     feedback: pa.Table,
     params: SplitParams,
-) -> LogRows:
+) -> StatusRows:
     """Log status, phase and held-out machines of the rows."""
     time_us_N = times_us(status["timestamp"])
     quality_N, names = codes_and_names(status["status"])
@@ -167,7 +167,7 @@ def _rows(
         raise ContractError.of("healthy rows", got=got, expected=hint, where=WHERE)
     unseen_M = unseen_machines(machines, params.unseen_machine_share)
     phase_N = edges.phase(machine_N, time_us_N)
-    return LogRows(
+    return StatusRows(
         machine_N,
         time_us_N,
         status_N,
@@ -191,7 +191,7 @@ def _check_usable(kept_N: BoolN, new_N: BoolN, params: SplitParams) -> None:
         raise ContractError.of("changed_at", got=got, expected=expected, where="params.yaml, split")
 
 
-def _check_roles(rows: LogRows, role_N: npt.NDArray[np.int8]) -> None:
+def _check_roles(rows: StatusRows, role_N: npt.NDArray[np.int8]) -> None:
     """Refuse a split that can train or calibrate nothing, and say what took the rows."""
     for role, phase, key in ((Role.TRAIN, TRAIN, "train_share"), (Role.CALIBRATION, CALIBRATION, "calibration_share")):
         if (role_N == ROLE[role]).any():
@@ -223,7 +223,7 @@ def _counts(role_N: npt.NDArray[np.int8], status_N: npt.NDArray[np.int8]) -> dic
     }
 
 
-def _suspect_judged(rows: LogRows, role_N: npt.NDArray[np.int8]) -> int:
+def _suspect_judged(rows: StatusRows, role_N: npt.NDArray[np.int8]) -> int:
     """Rows of a suspect sensor that tune or judge: outside a horizon they count as healthy, as the log has them."""
     return int((np.isin(role_N, [ROLE[Role.TUNE], ROLE[Role.TEST]]) & ~rows.trusted_N).sum())
 
@@ -234,7 +234,7 @@ def _pairs(machine_N: IntegerN, epoch_N: npt.NDArray[np.int32]) -> int:
 
 
 def _failure_metrics(
-    rows: LogRows,
+    rows: StatusRows,
     role_N: npt.NDArray[np.int8],
     tunes_K: BoolN,
     teaches_K: BoolN,
@@ -285,7 +285,7 @@ def _iso(time_us: int) -> str:
 
 
 def _notes(
-    rows: LogRows,
+    rows: StatusRows,
     role_N: npt.NDArray[np.int8],
     recut: bool,
     machines: Sequence[str],

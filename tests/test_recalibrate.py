@@ -28,7 +28,7 @@ from pipeline.recalibrate import Recalibration, recalibrate
 from pipeline.recent_rows import RecentRows, recent_rows
 from pipeline.release import Release, load_release, release_id
 from pipeline.rows import load_rows
-from pipeline.schema import BASELINES, MAINTENANCE_SCHEMA, spectra_column, times_us
+from pipeline.schema import BASELINE_NAMES, MAINTENANCE_SCHEMA, spectra_column, times_us
 from pipeline.score import score_data_set
 from pipeline.simulate import simulate
 from pipeline.store import day_files, read_json, read_table, sha256_file, write_table
@@ -169,7 +169,7 @@ def test_what_the_old_thresholds_let_through_is_counted_and_has_an_interval(
     score_data_set(release, later, tmp_path)
     log = pa.concat_tables([read_table(path) for path in sorted(tmp_path.glob("*.parquet"))]).unify_dictionaries()
     healthy = rows_of(release, later, params).healthy_N
-    baseline = np.array([BASELINES.index(name) for name in log["baseline"].to_pylist()])
+    baseline = np.array([BASELINE_NAMES.index(name) for name in log["baseline"].to_pylist()])
     for change in made.tiers:
         score = log[f"score_{change.detector}"].to_numpy()
         scale = release.tails.table(change.detector).scale
