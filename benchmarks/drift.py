@@ -189,7 +189,7 @@ class Plant:
         score_data_set(self.release, data, log)
         result = Found(last - first, changed=changed)
         step = (GRADUAL_STEP_HOURS if kind == "gradual" else STEP_HOURS) / 24
-        heard, reference, limits = self._heard(data, log), *read_reference(self.release)
+        heard, reference, limits = self._heard(data, log), *read_reference(self.release.folder)
         zero_us = MICROSECONDS_PER_DAY * (START - dt.date(1970, 1, 1)).days
         day_N = (heard.time_us_N - zero_us) / MICROSECONDS_PER_DAY
         for day in np.arange(first + 1, last + step / 2, step).tolist():

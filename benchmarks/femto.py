@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.alerts import Timeline
-from pipeline.backtest import BacktestRequest, Fold, Recording, across_machines, read_recording
+from pipeline.backtest import BacktestRequest, Fold, LabelledRecording, across_machines, read_recording
 from pipeline.judging.judged import Judgement
 from pipeline.params import load_params
 from pipeline.train import use_threads
@@ -31,7 +31,7 @@ from pipeline.train import use_threads
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def false_before_half(recording: Recording, fold: Fold) -> dict[str, dict[str, int]]:
+def false_before_half(recording: LabelledRecording, fold: Fold) -> dict[str, dict[str, int]]:
     """Alert episodes of each detector and bearing that open in the first half of life; thresholds are 1."""
     rows = fold.test.rows
     line = Timeline.of(rows.machine, rows.time_us, fold.calibration.policy)

@@ -42,7 +42,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor
 
-from pipeline.backtest import BacktestRequest, Recording, assign_roles, read_recording, select, take
+from pipeline.backtest import BacktestRequest, LabelledRecording, assign_roles, read_recording, select, take
 from pipeline.errors import HearkenError, UserError
 from pipeline.judging.judged import FAULTY, HEALTHY, UNKNOWN
 from pipeline.params import NEURAL_DETECTORS, Params, load_params
@@ -84,7 +84,7 @@ class DataSet:
     """A recording, how it is split for one seed, and whether its folds make one ranking."""
 
     name: str
-    recording: Recording
+    recording: LabelledRecording
     folds: Callable[[int], list[Fold]]
     pooled: bool = False
     split_is_random: bool = False
@@ -121,7 +121,7 @@ class Result:
         return found
 
 
-def leave_one_machine_out(recording: Recording) -> list[Fold]:
+def leave_one_machine_out(recording: LabelledRecording) -> list[Fold]:
     """FEMTO's protocol: a fold per bearing; its own baseline rows and all rows of the others stay out of the test."""
     describes, trains, judged = (select(recording, query, "query") for query in (DESCRIBES, TRAINS, JUDGED))
     machine = recording.rows.machine
@@ -220,7 +220,7 @@ def drawn_interval(folds: Sequence[Judged], seed: int) -> list[float] | None:
     return [round(float(end), 4) for end in np.quantile(usable, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])]
 
 
-def by_detector(name: str, recording: Recording, fold: Fold, params: Params, seed: int) -> Judged:
+def by_detector(name: str, recording: LabelledRecording, fold: Fold, params: Params, seed: int) -> Judged:
     """Train through the project's own door and score the judged rows as the service would."""
     fits = np.isin(fold.role, [str(Role.TRAIN), str(Role.VALIDATION), str(Role.BASELINE)])
     detector, _ = train_detector(
@@ -234,7 +234,7 @@ def by_detector(name: str, recording: Recording, fold: Fold, params: Params, see
     return _judged(recording, fold, scored)
 
 
-def by_scikit_learn(name: str, recording: Recording, fold: Fold, params: Params, seed: int) -> Judged:  # noqa: ARG001
+def by_scikit_learn(name: str, recording: LabelledRecording, fold: Fold, params: Params, seed: int) -> Judged:  # noqa: ARG001
     """The reference: the same rows, standardised by what describes them, and an estimator out of the box."""
     spectra = recording.rows.spectra.astype(np.float64)
     if recording.fleet.kind == "spectrum":
@@ -265,7 +265,7 @@ def _reference(name: str, train_NF: FloatN, seed: int) -> Callable[[FloatN], Flo
 REFERENCES = ("sklearn_pca", "sklearn_isolation_forest", "sklearn_lof")
 
 
-def _judged(recording: Recording, fold: Fold, scored: Callable[[BoolN], FloatN]) -> Judged:
+def _judged(recording: LabelledRecording, fold: Fold, scored: Callable[[BoolN], FloatN]) -> Judged:
     tests = (fold.role == Role.TEST) & (recording.label != UNKNOWN)
     score, calibrates = scored(tests), fold.role == Role.CALIBRATION
     if calibrates.any():

@@ -21,7 +21,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,16 +176,8 @@ def _keys(folder: Path) -> pa.Table:
 
 def taken(rows: Rows, mask_N: BoolN, spectra_NF: FloatNF | None = None) -> Rows:
     """Some rows, or with other spectra in their place."""
-    return Rows(
-        spectra=rows.spectra[mask_N] if spectra_NF is None else spectra_NF,
-        machine=rows.machine[mask_N],
-        machines=rows.machines,
-        epoch=rows.epoch[mask_N],
-        condition=rows.condition[mask_N],
-        conditions=rows.conditions,
-        time_us=rows.time_us[mask_N],
-        status=rows.status.filter(pa.array(mask_N)),
-    )
+    kept = rows.take(mask_N)
+    return kept if spectra_NF is None else replace(kept, spectra=spectra_NF)
 
 
 def jittered(spectra_NF: FloatNF, scale_NF: FloatNF, level: float, seed: int) -> FloatNF:

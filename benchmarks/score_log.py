@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipeline.run_alerts import TIER_NAMES
 from pipeline.schema import (
-    BASELINES,
+    BASELINE_NAMES,
     ENSEMBLE,
     MACHINE,
     MICROSECONDS_PER_DAY,
@@ -64,7 +64,7 @@ def write_hour(log: Path, day: int, hour: int, machines: list[str], interval_us:
         "machine_id": dictionary_column(machine, machines, MACHINE),
         "timestamp": time_column(time_us),
         "epoch": pa.array(np.zeros(rows, np.int32)),
-        "baseline": dictionary_column(np.full(rows, 2), BASELINES),
+        "baseline": dictionary_column(np.full(rows, 2), BASELINE_NAMES),
         "release": dictionary_column(np.zeros(rows, np.int16), ["0123456789abcdef"]),
     }
     for name in (*MEMBERS, ENSEMBLE):

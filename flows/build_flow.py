@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import State
 
 from flows import registry
 from flows.database import open_database
+from flows.deploy import GPU_POOL
 from flows.plan import RELEASE, Plan, make_plan
 from flows.repository import commit_build, delete_branch, next_release_number, tag_release
 from flows.runs import failed, settings_of_run, value_of
@@ -137,7 +138,7 @@ def run_stages(workspace: Workspace, plan: Plan, gpu: str | None, branch: str) -
                     deployment=gpu,
                     branch=branch,
                     timeout=plan.params.retrain.gpu_timeout_minutes * 60,
-                    pool=plan.params.retrain.gpu_pool,
+                    pool=GPU_POOL,
                     wait_minutes=plan.params.retrain.wait_for_worker_minutes,
                 )
             except WorkerGone as error:
@@ -176,14 +177,14 @@ def stage_task(workspace: Workspace, stage: str) -> StageResult | State[object]:
 def _gpu_is_there(deployment: str | None, params: Params) -> bool:
     """Whether to hand training over; without a worker the same stages run here, where params.yaml allows it."""
     wait = params.retrain.wait_for_worker_minutes
-    if deployment is None or worker_comes(params.retrain.gpu_pool, wait):
+    if deployment is None or worker_comes(GPU_POOL, wait):
         return deployment is not None
     if not params.retrain.cpu_fallback:
         raise WorkspaceError(
-            f"work pool {params.retrain.gpu_pool}: got no worker online in {wait:g} min, expected one "
+            f"work pool {GPU_POOL}: got no worker online in {wait:g} min, expected one "
             "(or retrain.cpu_fallback: true in params.yaml, to train where the build runs)."
         )
-    get_run_logger().warning("no worker of pool %s is online: training here", params.retrain.gpu_pool)
+    get_run_logger().warning("no worker of pool %s is online: training here", GPU_POOL)
     return False
 
 

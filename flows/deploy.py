@@ -10,7 +10,8 @@ from typing import Any, cast
 from flows.settings import Settings, child_environment
 from pipeline.errors import WorkspaceError
 
-POOLS = ("default", "gpu")
+GPU_POOL = "gpu"
+POOLS = ("default", GPU_POOL)  # as prefect.yaml has them
 WATCH = "hearken: runs without a heartbeat have crashed"
 SILENT_SECONDS = 100  # three missed heartbeats of 30 s
 

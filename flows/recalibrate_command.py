@@ -32,13 +32,16 @@ def recalibrate(
     promote: Annotated[bool, typer.Option(help="Put the new release into service.")] = False,
     params: Annotated[
         Path | None,
-        typer.Option("--params", help="For calibrate and validate; default: the checkout's, else the release's own."),
+        typer.Option(
+            "--params",
+            help="For calibrate and validate; default: the checkout's, else the release's own, and built-in limits.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a new release with the same weights and new thresholds, from recent healthy rows; nothing is trained."""
     from flows.chosen_release import chosen_release
-    from pipeline.params import load_params
+    from pipeline.params import Params, load_params
     from pipeline.recalibrate import recalibrate as run
 
     low = None if since is None else typed_time(since, "--since")
@@ -54,10 +57,10 @@ def recalibrate(
             loaded,
             data_set,
             out or Path(folder) / "release",
+            (chosen or Params()).validate_,
             since=low,
             until=high,
             calibrate=None if chosen is None else chosen.calibrate,
-            validate=None if chosen is None else chosen.validate_,
         )
         row = None if settings is None else register(settings, made, promote)
     if as_json:

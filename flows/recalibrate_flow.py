@@ -155,7 +155,7 @@ def calibrate_and_register(
     """Calibrate into a folder of the home, and enter the release under the commit that its weights came from."""
     out = settings.recalibration.parent / "release"
     shutil.rmtree(out, ignore_errors=True)
-    made = recalibrate(release, settings.recalibration, out, calibrate=params.calibrate, validate=params.validate_)
+    made = recalibrate(release, settings.recalibration, out, params.validate_, calibrate=params.calibrate)
     note = f"recalibrated from v{champion.version}"
     row = registry.register_release(engine, settings.releases, made.folder, commit=champion.commit, note=note)
     return made, row

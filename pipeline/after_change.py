@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from pipeline.moments import microseconds
 from pipeline.params import SplitParams
-from pipeline.roles import ROLE, LogRows
+from pipeline.roles import ROLE, StatusRows
 from pipeline.schema import MICROSECONDS_PER_HOUR, Role
 
 LISTED = 50  # machines named in the metrics
 
 
 def change_figures(
-    rows: LogRows,
+    rows: StatusRows,
     role_N: npt.NDArray[np.int8],
     epoch_N: npt.NDArray[np.int32],
     machines: Sequence[str],

@@ -40,9 +40,9 @@ from pipeline.schema import (
     Label,
     Role,
     dictionary_column,
-    energy_is_finite,
     time_column,
 )
+from pipeline.score import usable_rows
 from pipeline.store import atomic_folder, write_json, write_text
 from pipeline.train import train_detector, use_threads
 
@@ -75,7 +75,7 @@ class BacktestRequest:
 
 
 @dataclass(frozen=True)
-class Recording:
+class LabelledRecording:
     """A source with its labels, rows sorted by machine and time."""
 
     rows: Rows
@@ -153,7 +153,7 @@ def check_output(out: Path, source: Path) -> None:
         raise UserError(f"--out: got {out}, which holds the source {source}; expected another folder.")
 
 
-def read_recording(request: BacktestRequest, condition_column: str | None = None) -> Recording:
+def read_recording(request: BacktestRequest, condition_column: str | None = None) -> LabelledRecording:
     """Read the source whole and sort its rows by machine and time; where no column names conditions there is one.
 
     Raises:
@@ -171,7 +171,7 @@ def read_recording(request: BacktestRequest, condition_column: str | None = None
     context = context.iloc[order].reset_index(drop=True)
     spectra = frame.spectra_NF[order]
     label = _labels(context[column], request.source)
-    usable = energy_is_finite(spectra) & ((spectra >= 0).all(1) if frame.kind == "spectrum" else True)
+    usable = usable_rows(spectra, frame.kind)
     warnings = list(frame.warnings)
     if not usable.all():
         warnings.append(f"{int((~usable).sum())} rows hold NaN, infinite, negative or enormous bins and are left out.")
@@ -204,7 +204,7 @@ def read_recording(request: BacktestRequest, condition_column: str | None = None
         time_us=time_us,
         status=status,
     )
-    return Recording(rows, context, label, fleet, tuple(warnings))
+    return LabelledRecording(rows, context, label, fleet, tuple(warnings))
 
 
 def _labels(values: pd.Series, source: Path) -> np.ndarray:
@@ -221,7 +221,7 @@ def _labels(values: pd.Series, source: Path) -> np.ndarray:
     return np.asarray(numbers, dtype=np.int8)
 
 
-def select(recording: Recording, query: str | None, option: str) -> BoolN:
+def select(recording: LabelledRecording, query: str | None, option: str) -> BoolN:
     """Rows that a query names.
 
     Raises:
@@ -241,7 +241,7 @@ def select(recording: Recording, query: str | None, option: str) -> BoolN:
     return mask
 
 
-def roles(recording: Recording, request: BacktestRequest) -> np.ndarray:
+def roles(recording: LabelledRecording, request: BacktestRequest) -> np.ndarray:
     """Role of each row (N,) text; baseline rows are never test rows, training rows are healthy.
 
     The training rows of a machine are cut in time: the first 60 % train (every fifth block validates), the last 38 %
@@ -262,7 +262,7 @@ def roles(recording: Recording, request: BacktestRequest) -> np.ndarray:
     return role
 
 
-def assign_roles(recording: Recording, baseline: BoolN, trains: BoolN, tests: BoolN) -> np.ndarray:
+def assign_roles(recording: LabelledRecording, baseline: BoolN, trains: BoolN, tests: BoolN) -> np.ndarray:
     """Roles (N,) from who describes, who trains and who is judged; a baseline row is never judged.
 
     Raises:
@@ -294,7 +294,7 @@ def _cut(role_N: np.ndarray, index: np.ndarray) -> None:
     role_N[index] = part
 
 
-def _first_part(recording: Recording, share: float) -> BoolN:
+def _first_part(recording: LabelledRecording, share: float) -> BoolN:
     """Rows in the first part of each machine's span, in time."""
     rows = recording.rows
     first, last = (np.zeros(len(rows.machines), np.int64) for _ in range(2))
@@ -304,27 +304,20 @@ def _first_part(recording: Recording, share: float) -> BoolN:
     return np.asarray(rows.time_us <= first[rows.machine] + (share * (last - first)).astype(np.int64)[rows.machine])
 
 
-def take(recording: Recording, role_N: np.ndarray, mask_N: BoolN, failure_N: np.ndarray | None = None) -> Rows:
+def take(recording: LabelledRecording, role_N: np.ndarray, mask_N: BoolN, failure_N: np.ndarray | None = None) -> Rows:
     """Some rows with their role, label and failure as columns of the status table."""
-    rows, index = recording.rows, np.flatnonzero(mask_N)
+    index = np.flatnonzero(mask_N)
+    rows = recording.rows.take(index)
     names = np.array([str(Label.HEALTHY), str(Label.FAULTY), str(Label.UNKNOWN)], dtype=object)
     failure = np.full(len(index), None, dtype=object) if failure_N is None else failure_N[index]
-    status = rows.status.take(pa.array(index))
-    status = status.append_column("role", pa.array(role_N[index].tolist(), pa.string()).dictionary_encode().cast(TEXT))
+    roles = pa.array(role_N[index].tolist(), pa.string()).dictionary_encode().cast(TEXT)
+    status = rows.status.append_column("role", roles)
     status = status.append_column("label", pa.array(names[recording.label[index]].tolist(), pa.string()))
     status = status.append_column("failure_id", pa.array(failure.tolist(), pa.string()))
-    return replace(
-        rows,
-        spectra=rows.spectra[index],
-        machine=rows.machine[index],
-        epoch=rows.epoch[index],
-        condition=rows.condition[index],
-        time_us=rows.time_us[index],
-        status=status,
-    )
+    return replace(rows, status=status)
 
 
-def run_fold(recording: Recording, role_N: np.ndarray, params: Params, say: Any) -> Fold:
+def run_fold(recording: LabelledRecording, role_N: np.ndarray, params: Params, say: Any) -> Fold:
     """Train every detector, calibrate, and score the test rows."""
     fits = np.isin(role_N, [str(Role.TRAIN), str(Role.VALIDATION), str(Role.BASELINE)])
     training = take(recording, role_N, fits)
@@ -347,7 +340,7 @@ def run_fold(recording: Recording, role_N: np.ndarray, params: Params, say: Any)
     return Fold(detectors, histories, calibration, scored, recording.label[is_test], totals)
 
 
-def _runs(recording: Recording) -> list[tuple[int, int, int]]:
+def _runs(recording: LabelledRecording) -> list[tuple[int, int, int]]:
     """First, last and first unknown-before row of each run of faulty rows of one machine."""
     label, machine = recording.label, recording.rows.machine
     if not len(label):
@@ -363,7 +356,7 @@ def _runs(recording: Recording) -> list[tuple[int, int, int]]:
     return runs
 
 
-def failure_ids(recording: Recording) -> np.ndarray:
+def failure_ids(recording: LabelledRecording) -> np.ndarray:
     """`machine#1`, `machine#2`, ... for the faulty rows, None elsewhere."""
     ids = np.full(len(recording.label), None, dtype=object)
     counts: dict[int, int] = {}
@@ -374,7 +367,7 @@ def failure_ids(recording: Recording) -> np.ndarray:
     return ids
 
 
-def events_of(recording: Recording, judged_N: BoolN) -> list[Event]:
+def events_of(recording: LabelledRecording, judged_N: BoolN) -> list[Event]:
     """The runs of faulty rows that are among the judged rows."""
     ids, time_us = failure_ids(recording), recording.rows.time_us
     modes = recording.frame.get("fault_type")
@@ -390,7 +383,7 @@ def events_of(recording: Recording, judged_N: BoolN) -> list[Event]:
     return events
 
 
-def order_notes(recording: Recording, fold: Fold, request: BacktestRequest) -> list[str]:
+def order_notes(recording: LabelledRecording, fold: Fold, request: BacktestRequest) -> list[str]:
     """Says how many judged rows are no later than what fitted and calibrated for their machine."""
     if request.across_machines:
         return []
@@ -406,7 +399,7 @@ def order_notes(recording: Recording, fold: Fold, request: BacktestRequest) -> l
 
 
 def judge_fold(
-    recording: Recording,
+    recording: LabelledRecording,
     fold: Fold,
     params: Params,
     time: str,
@@ -435,7 +428,9 @@ def judge_fold(
     )
 
 
-def across_machines(recording: Recording, request: BacktestRequest, params: Params, say: Any) -> tuple[Judgement, Fold]:
+def across_machines(
+    recording: LabelledRecording, request: BacktestRequest, params: Params, say: Any
+) -> tuple[Judgement, Fold]:
     """Leave each machine out in turn: the others train and calibrate, it alone is judged.
 
     Scores of different folds meet in units of their own fold's threshold, found on that fold's calibration rows, so
@@ -495,18 +490,8 @@ def _merge(folds: Sequence[Fold]) -> Fold:
 
 
 def _concatenate(parts: Sequence[Scored]) -> Scored:
-    rows = [part.rows for part in parts]
-    joined = replace(
-        rows[0],
-        spectra=np.concatenate([part.spectra for part in rows]),
-        machine=np.concatenate([part.machine for part in rows]),
-        epoch=np.concatenate([part.epoch for part in rows]),
-        condition=np.concatenate([part.condition for part in rows]),
-        time_us=np.concatenate([part.time_us for part in rows]),
-        status=pa.concat_tables([part.status for part in rows]),
-    )
     return Scored(
-        joined,
+        Rows.concatenate([part.rows for part in parts]),
         {name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores},
         {name: np.concatenate([part.raw[name] for part in parts]) for name in parts[0].raw},
         np.concatenate([part.baseline for part in parts]),
@@ -527,7 +512,7 @@ def per_machine_auroc(fold: Fold) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def draw(recording: Recording, judgement: Judgement, fold: Fold, params: Params) -> Pictures:
+def draw(recording: LabelledRecording, judgement: Judgement, fold: Fold, params: Params) -> Pictures:
     """What the report draws of single rows and failures."""
     rows, events = recording.rows, judgement.events
     healthy = recording.label == HEALTHY
@@ -537,7 +522,7 @@ def draw(recording: Recording, judgement: Judgement, fold: Fold, params: Params)
     return pictures(fold.detectors, explains, fold.test, history, judgement, recording.fleet, params.seed)
 
 
-def write_backtest(out: Path, recording: Recording, judgement: Judgement, fold: Fold, params: Params) -> None:
+def write_backtest(out: Path, recording: LabelledRecording, judgement: Judgement, fold: Fold, params: Params) -> None:
     """metrics.json, report.html, the detectors, and what the report draws; the folder appears whole or not at all."""
     # across machines scores are in units of their own fold's threshold: one fold's thresholds would mean nothing there
     calibration = fold.calibration.to_json() if "per_machine" not in judgement.figures else None

@@ -20,7 +20,7 @@ from pipeline.findings import Finding, Severity, nearest
 from pipeline.landing import Source, open_source
 from pipeline.maintenance import horizons
 from pipeline.maintenance_entries import OPEN_END, ExaminedLog, LogEntry, examine_log
-from pipeline.quarantine import RELEASES, Release, examine_releases
+from pipeline.quarantine import RELEASES, GivenBack, examine_releases
 from pipeline.schema import FleetSpec, Tag
 from pipeline.survey import Survey
 from pipeline.yaml_model import checked_model
@@ -138,7 +138,7 @@ def _answers(plant: Path, survey: Survey) -> list[Finding]:
     corrections, releases, added = plant / CORRECTIONS, plant / RELEASES, plant / ADDED_LOG
     if added.is_file():
         findings += examine_log(added, Clock("UTC")).findings
-    answered: list[tuple[Path, Sequence[Correction | Release], Sequence[Finding]]] = []
+    answered: list[tuple[Path, Sequence[Correction | GivenBack], Sequence[Finding]]] = []
     if corrections.is_file():
         answered.append((corrections, *examine_corrections(corrections)))
     if releases.is_file():

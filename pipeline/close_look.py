@@ -24,7 +24,7 @@ from pipeline.score_log.read import unified
 MOST_ROWS, USUAL_ROWS, MOST_SPANS = 3000, 400, 240
 LONGEST_BEFORE_US, SHORTEST_BEFORE_US = 14 * MICROSECONDS_PER_DAY, 12 * MICROSECONDS_PER_HOUR
 SHORTEST_AFTER_US = 4 * MICROSECONDS_PER_HOUR
-FloatNF = npt.NDArray[np.float64]
+DoubleNF = npt.NDArray[np.float64]
 FEW_ROWS = 20  # of which nothing usual can be told
 SILENCE, IQR_OF_NORMAL = 1e-12, 1.349
 QUIETEST = 1e-3  # of the usual magnitude: silence has no decibels
@@ -36,17 +36,17 @@ class CloseLook:
 
     span: Span
     edges_us_T: IntN  # of the spans of time (T + 1,)
-    level_TF: FloatNF  # decibels of magnitudes, robust deviations of features; NaN: no row
-    usual_F: FloatNF  # the machine's own median in the peak's condition
-    usual_low_F: FloatNF
-    usual_high_F: FloatNF
+    level_TF: DoubleNF  # decibels of magnitudes, robust deviations of features; NaN: no row
+    usual_F: DoubleNF  # the machine's own median in the peak's condition
+    usual_low_F: DoubleNF
+    usual_high_F: DoubleNF
     usual_rows: int  # that levels are held against
     by_condition: str  # how, for a caption
     peak_usual_rows: int  # of the median, as the peak is
     as_the_peak: str
     peak_us: int | None
-    peak_F: FloatNF | None  # None: its upload is gone
-    peak_level_F: FloatNF | None
+    peak_F: DoubleNF | None  # None: its upload is gone
+    peak_level_F: DoubleNF | None
     rows: int  # shown
     gone: Mapping[str, str]  # upload: why it could not be read
     spec: FleetSpec
@@ -132,11 +132,11 @@ def _look(
 class Usual:
     """Rows that exceed no tier (N, F), by operating condition: what a machine usually sounds like in each."""
 
-    spectra_NF: FloatNF
+    spectra_NF: DoubleNF
     condition_N: npt.NDArray[np.object_]
 
     @classmethod
-    def of(cls, spectra_NF: FloatNF, condition_N: npt.NDArray[np.object_]) -> Usual:
+    def of(cls, spectra_NF: DoubleNF, condition_N: npt.NDArray[np.object_]) -> Usual:
         """Of the rows that are whole; none where they are few."""
         whole_N = np.isfinite(spectra_NF).all(axis=1)
         kept = whole_N & (np.count_nonzero(whole_N) >= FEW_ROWS)
@@ -147,14 +147,14 @@ class Usual:
         """Whether there is more than one condition."""
         return len(set(self.condition_N.tolist())) > 1
 
-    def rows_in(self, condition: str | None) -> tuple[FloatNF, bool]:
+    def rows_in(self, condition: str | None) -> tuple[DoubleNF, bool]:
         """The rows in a condition where there are enough, and that it is so; else all rows."""
         if condition is None:
             return self.spectra_NF, False
         mine = self.spectra_NF[np.equal(self.condition_N, condition)]
         return (mine, self.parted) if len(mine) >= FEW_ROWS else (self.spectra_NF, False)
 
-    def around(self, condition: str | None) -> tuple[FloatNF, FloatNF, FloatNF, int, bool]:
+    def around(self, condition: str | None) -> tuple[DoubleNF, DoubleNF, DoubleNF, int, bool]:
         """The 5 %, 50 % and 95 % quantiles of each bin in a condition, of how many rows, and whether only of these."""
         rows_NF, alike = self.rows_in(condition)
         if not len(rows_NF):
@@ -163,7 +163,7 @@ class Usual:
         low_F, middle_F, high_F = np.quantile(rows_NF, [0.05, 0.5, 0.95], axis=0)
         return low_F, middle_F, high_F, len(rows_NF), alike
 
-    def levels(self, spectra_NF: FloatNF, condition_N: npt.NDArray[np.object_], features: bool) -> FloatNF:
+    def levels(self, spectra_NF: DoubleNF, condition_N: npt.NDArray[np.object_], features: bool) -> DoubleNF:
         """Each row against the median of its condition: in decibels, features in robust deviations (N, F)."""
         level_NF = np.full(spectra_NF.shape, np.nan)
         for condition in set(condition_N.tolist()):

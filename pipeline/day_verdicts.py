@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.day_checks import DayFacts, plant_events
 from pipeline.expectations import BitsN, Rule
-from pipeline.quarantine import Release, released
+from pipeline.quarantine import GivenBack, released
 from pipeline.schema import (
     DAYS_SCHEMA,
     MACHINE,
@@ -92,7 +92,7 @@ def set_aside_days(
     return verdicts
 
 
-def verdicts_of_rows(table: pa.Table, verdicts: Sequence[DayVerdict], releases: Sequence[Release]) -> pa.Table:
+def verdicts_of_rows(table: pa.Table, verdicts: Sequence[DayVerdict], releases: Sequence[GivenBack]) -> pa.Table:
     """A piece of the status table with the verdicts of days added to status and reason; releases count here too."""
     machine_N, machines = codes_and_names(table["machine_id"])
     time_us_N, energy_N = times_us(table["timestamp"]), table["energy"].to_numpy()

@@ -54,6 +54,15 @@ class TailTables:
         """Whatever has scores: the detectors, then the ensemble."""
         return (*self.tables, *((ENSEMBLE,) if self.ensemble is not None else ()))
 
+    def members_that_decide(self, detector: str) -> tuple[str, ...]:
+        """The detectors whose scores decide where `detector` does: itself, or the members of the ensemble.
+
+        >>> tails = TailTables({}, EnsembleRule(("pca", "vae")))
+        >>> tails.members_that_decide("ensemble"), tails.members_that_decide("vae")
+        (('pca', 'vae'), ('vae',))
+        """
+        return (detector,) if detector != ENSEMBLE or self.rule is None else self.rule.members
+
     def table(self, name: str) -> TailTable:
         """The table of a detector, or of the ensemble."""
         if name == ENSEMBLE and self.ensemble is not None:

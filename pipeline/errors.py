@@ -4,10 +4,13 @@
     ├── UserError            a person's mistake: one message, exit code 2, no traceback
     │   ├── ParamsError      params.yaml: unknown key, value out of range
     │   ├── ContractError    data that breaks the data contract
+    │   │   └── TooFewRows   too few later rows to recalibrate with: time may mend it
     │   ├── ReleaseError     a release that is unknown, damaged or does not fit
     │   └── WorkspaceError   git, DVC or Prefect are not set up as a command needs them
     └── StageFailed          a stage of the graph ended with an error of its own
+        └── WorkerGone       a crashed job, and no worker of its pool is left
 
+Four more are signals, which are caught inside and reach nobody: UploadTrouble, UnreadableFile, DeadNetwork, WorkerLost.
 A message says what was got, what was expected, and where.
 """
 

@@ -97,6 +97,15 @@ def truly_faulty(rows: Rows, truth: pa.Table) -> BoolN:
     return faulty
 
 
+def judged_labels(rows: Rows, label_N: np.ndarray, truth: pa.Table | None) -> tuple[np.ndarray, BoolN]:
+    """Labels as they are judged, and which rows are: what a simulation knows to be faulty without a failure is not."""
+    if truth is None:
+        return label_N, np.ones(len(label_N), bool)
+    faulty_N = truly_faulty(rows, truth)
+    keep_N = ~(faulty_N & (label_N != FAULTY))
+    return np.where((label_N == FAULTY) & ~faulty_N, UNKNOWN, label_N).astype(np.int8), keep_N
+
+
 def judged_rows(scored: Scored, label_N: np.ndarray, keep_N: BoolN) -> JudgedRows:
     """What `judge` wants, of the rows to keep."""
     scores = {name: values[keep_N] for name, values in scored.scores.items()}
@@ -136,18 +145,13 @@ def evaluate(
     """
     rows = scored.rows
     events, invented = events_of(failures, rows, params.split.horizon_hours, truth)
-    label_N = label_codes(rows.column("label"))
-    keep = np.ones(len(rows), bool)
-    if truth is not None:
-        faulty = truly_faulty(rows, truth)
-        keep = ~(faulty & (label_N != FAULTY))
-        label_N = np.where((label_N == FAULTY) & ~faulty, UNKNOWN, label_N).astype(np.int8)
+    label_N, keep_N = judged_labels(rows, label_codes(rows.column("label")), truth)
     unseen = np.isin(np.array(rows.machines, dtype=object)[rows.machine], list(never_seen))
     verdicts: list[Judgement | None] = []
     parts = []
     for chosen in (~unseen, unseen):
         machines = set(rows.machine[chosen].tolist())
-        test = judged_rows(scored, label_N, keep & chosen)
+        test = judged_rows(scored, label_N, keep_N & chosen)
         mine = [event for event in events if event.machine in machines]
         parts.append((test, mine))
         verdicts.append(
@@ -163,7 +167,7 @@ def evaluate(
                 calendar=fleet.time == "absolute",
                 seed=params.seed,
             )
-            if (keep & chosen).any()
+            if (keep_N & chosen).any()
             else None
         )
     primary, secondary = verdicts
@@ -316,7 +320,7 @@ def write_evaluation(folder: Path, judgement: Judgement, scores: pa.Table, drawn
 
 
 def read_truth(data_set: Path, wanted: bool) -> pa.Table | None:
-    """What a simulation knows, where there is one; only this stage reads it."""
+    """What a simulation knows, where there is one; this stage and `what_if_sources` read it, and nobody else."""
     path = data_set / "truth.parquet"
     return read_table(path, schema=TRUTH_SCHEMA) if wanted and path.exists() else None
 

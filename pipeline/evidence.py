@@ -18,7 +18,7 @@ from pipeline.detectors import Detector
 from pipeline.judging.judged import Judgement
 from pipeline.moments import to_us
 from pipeline.rows import Rows
-from pipeline.schema import BASELINES, MICROSECONDS_PER_HOUR, BoolN, FleetSpec, FloatN, FloatNF, IntN
+from pipeline.schema import BASELINE_NAMES, MICROSECONDS_PER_HOUR, BoolN, FleetSpec, FloatN, FloatNF, IntN
 
 SPANS, ROWS_A_SPAN = 120, 24
 HEAT_BINS, SPECTRUM_BINS = 128, 256  # wider spectra are shown in groups of neighbouring bins
@@ -225,7 +225,9 @@ def _spectra_at(
         "healthy_high_S": high_S,
         "shown": kind,
         "shown_us": int(rows.time_us[after[0]]),
-        "baseline": BASELINES[int(detector.baselines.states(detector.baselines.codes(rows.keys.take(after))).min())],
+        "baseline": BASELINE_NAMES[
+            int(detector.baselines.states(detector.baselines.codes(rows.keys.take(after))).min())
+        ],
         "alert_S": groups.peaks(heard_F),
         "top_bands": [fleet.band_name(int(place)) for place in top],
         "top_share": share_F[top] / max(float(share_F.sum()), 1e-300),

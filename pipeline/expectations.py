@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ from pipeline.errors import ContractError, HearkenError
 from pipeline.store import read_json
 
 EXPECTATIONS = Path(__file__).with_name("expectations.json")
-Action = Literal["reject", "quarantine", "suspect", "warn"]
 ACTIONS = ("reject", "quarantine", "suspect", "warn")
 SEVERITIES = ("critical", "warning", "info")
 MOST_RULES = 62  # a bit each, in an int64

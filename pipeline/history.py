@@ -36,7 +36,6 @@ from pipeline.store import read_json
 DEFAULT_DAYS = 7
 LAST_ROW = "the machine's newest row"
 MOST_HOURS = 48  # of a span that is told hour by hour
-UTC = dt.UTC
 CONDITION = "condition"  # the context column, where no release names another
 RELEASE_ID = re.compile(r"[0-9a-f]{16}")
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.alerts import AlertPolicy, Timeline, typical_interval_us
+from pipeline.intervals import MIN_MACHINES
 from pipeline.judging.breakdown import MachineDays, by_failure_mode, spread_metrics
 from pipeline.judging.curves import LEAST_FALSE, TIMES_BUDGET, curve_rows, swept
 from pipeline.judging.judged import FAULTY, Event, JudgedRows, Judgement, Outcome
@@ -164,6 +165,6 @@ def _notes(few: bool, allowed: float, expected: float, machines: int) -> list[st
             f"The budget allows {expected:.2f} false episodes on the calibration rows, fewer than "
             f"{MIN_EXPECTED_EPISODES:g}: detectors are compared at {counts} in all; the table shows {allowed:g}."
         )
-    if machines < 20:
-        notes.append(f"Intervals resample {machines} machines; fewer than 20 make them unsure.")
+    if machines < MIN_MACHINES:
+        notes.append(f"Intervals resample {machines} machines; fewer than {MIN_MACHINES} make them unsure.")
     return notes

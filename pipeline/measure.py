@@ -16,7 +16,7 @@ from pipeline.detectors.runs import last_looks
 from pipeline.ensemble import TailTables
 from pipeline.errors import ContractError
 from pipeline.rows import RowKeys, Rows
-from pipeline.schema import BASELINES, FloatN, FloatNF, IntN, dictionary_column
+from pipeline.schema import BASELINE_NAMES, FloatN, FloatNF, IntN, dictionary_column
 
 MATCHED_ROWS = 50_000
 Pieces = Iterable[tuple[slice, FloatNF]]
@@ -153,7 +153,9 @@ def score_rows(detectors: Mapping[str, Detector], rows: Rows, tails: TailTables)
 def scores_table(scored: Scored) -> pa.Table:
     """Keys, role, label, failure and the comparable score of every detector."""
     names = ["file", "row", "machine_id", "timestamp", "epoch", "role", "label", "failure_id"]
-    table = scored.rows.status.select(names).append_column("baseline", dictionary_column(scored.baseline, BASELINES))
+    table = scored.rows.status.select(names).append_column(
+        "baseline", dictionary_column(scored.baseline, BASELINE_NAMES)
+    )
     for name, values in scored.scores.items():
         table = table.append_column(f"score_{name}", pa.array(values))
     return table

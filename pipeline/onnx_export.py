@@ -34,7 +34,7 @@ from pipeline.detectors.networks import use_matrices
 from pipeline.detectors.tree_ensemble import OPSETS, tree_node
 from pipeline.errors import HearkenError, ReleaseError, UserError
 from pipeline.release import Release
-from pipeline.schema import BASELINES, Baseline, FloatN, FloatNF
+from pipeline.schema import BASELINE_NAMES, Baseline, FloatN, FloatNF
 from pipeline.store import atomic_folder, write_json
 from pipeline.tails import ScoreScale
 
@@ -277,7 +277,7 @@ def description(release: Release, name: str, content: bytes) -> dict[str, Any]:
                     "machine_id": machine,
                     "epoch": epoch,
                     "condition": condition,
-                    "baseline": BASELINES[state],
+                    "baseline": BASELINE_NAMES[state],
                 }
                 for row, (machine, epoch, condition), state in zip(rows.tolist(), baselines.keys, states, strict=True)
             ],

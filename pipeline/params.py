@@ -6,7 +6,7 @@ Read once at the door of each stage. An unknown key or a value out of range name
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -50,6 +50,15 @@ FaultMode = Literal[
     "saturation",
 ]
 FAULT_MODES: tuple[FaultMode, ...] = get_args(FaultMode)
+
+
+def explaining(deciding: Sequence[str]) -> str:
+    """Of the detectors that decide the one that explains: the first network, which reconstructs; else the first.
+
+    >>> explaining(("pca", "vae", "autoencoder")), explaining(("pca", "isolation_forest"))
+    ('vae', 'pca')
+    """
+    return next((name for name in deciding if name in NEURAL_DETECTORS), deciding[0])
 
 
 def _known_detector(name: str) -> str:
@@ -303,7 +312,7 @@ class SupervisedParams(Section):
 
 
 class NetworkParams(Section):
-    """What both networks share: layers, what is minimised, how it is trained and scores."""
+    """What all networks share: layers, what is minimised, how it is trained and scores."""
 
     architecture: str = "convolutional"
     latent: Count = 12
@@ -682,9 +691,8 @@ class RetrainParams(Section):
     attempts: Annotated[int, Field(ge=1)] = 3  # at one that was cut off or could not reach something
     lease_minutes: Annotated[float, Field(ge=1)] = 10.0  # without a sign of life it is taken for dead
     start: Literal["scratch", "champion"] = "scratch"  # champion: networks start from its weights (`base_release`)
-    gpu_pool: str = "gpu"
     gpu_timeout_minutes: Annotated[float, Field(gt=0)] = 120.0
-    wait_for_worker_minutes: Annotated[float, Field(ge=0)] = 10.0  # for one of that pool to come online
+    wait_for_worker_minutes: Annotated[float, Field(ge=0)] = 10.0  # for a worker of pool `gpu` to come online
     cpu_fallback: bool = True  # none came: train where the build runs; false: fail and say so
 
 
@@ -798,14 +806,10 @@ class Params(Section):
 
     @property
     def explaining_detector(self) -> str:
-        """The detector whose reconstructions and shares of bins are shown: the release's own, or one of its ensemble.
-
-        Of those the first network, if there is one: networks reconstruct.
-        """
+        """Whose reconstructions and shares of bins are shown: the release's own detector, or one of its ensemble."""
         if self.release.detector != ENSEMBLE:
             return self.release.detector
-        members = self.calibrate.ensemble.heard(self.detectors)
-        return next((name for name in members if name in NEURAL_DETECTORS), members[0])
+        return explaining(self.calibrate.ensemble.heard(self.detectors))
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:

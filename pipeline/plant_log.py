@@ -60,6 +60,7 @@ class PlantLog:
         ok_N: BoolN,
         newest_us_N: IntN | int,
         split: SplitParams,
+        timeline: Timeline | None = None,
     ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32]]:
         """LogStatus of each row, as stage `split` has it, and the failure whose horizon it lies in (-1: none).
 
@@ -70,8 +71,9 @@ class PlantLog:
             ok_N: not quarantined.
             newest_us_N: what the age of a row is measured from.
             split: horizon, run-in, and since when the fleet is as it is.
+            timeline: the rows' order, where the caller has it already.
         """
-        timeline = Timeline(machine_N, time_us_N, len(machines))
+        timeline = timeline or Timeline(machine_N, time_us_N, len(machines))
         status_N, owner_N = log_status(
             timeline, time_us_N, ok_N, newest_us_N, machines, self.maintenance, self.failures, split
         )
@@ -85,6 +87,11 @@ class PlantLog:
         role_K = np.array([role == Role.TUNE for role in self.failures["role"].to_pylist()], bool)
         held_K = np.isin(np.array(self.failures["machine_id"].to_pylist(), dtype=object), list(unseen))
         return np.asarray(role_K & ~held_K & ~teaching(self.failures, teaching_share))
+
+    def failed_us(self, chosen_K: BoolN) -> dict[str, int]:
+        """When each of some failures failed, by its id."""
+        names, time_us_K = self.failures["failure_id"].to_pylist(), self.times_us().tolist()
+        return {name: time for name, time, chosen in zip(names, time_us_K, chosen_K, strict=True) if chosen}
 
     def times_us(self) -> IntN:
         """Moments (K,) of the failures."""

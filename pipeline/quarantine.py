@@ -30,7 +30,7 @@ NEVER_RELEASED = ("nonfinite", "negative")  # no detector can take the logarithm
 
 
 @dataclass(frozen=True)
-class Release:
+class GivenBack:
     """Rows that a person gives back: of one machine or all, in [start, end], for one reason or any."""
 
     machine: str  # empty: all
@@ -46,7 +46,7 @@ class Release:
         return self.machine in ("", machine) and self.reason in ("", reason) and reason not in NEVER_RELEASED
 
 
-def read_releases(data_set: Path) -> list[Release]:
+def read_releases(data_set: Path) -> list[GivenBack]:
     """The releases of a data set's folder; none where it has no such file.
 
     Raises:
@@ -60,7 +60,7 @@ def read_releases(data_set: Path) -> list[Release]:
     return releases
 
 
-def examine_releases(path: Path, data: bytes | None = None) -> tuple[list[Release], tuple[Finding, ...]]:
+def examine_releases(path: Path, data: bytes | None = None) -> tuple[list[GivenBack], tuple[Finding, ...]]:
     """The right lines of a file of releases, and everything that is wrong with the others.
 
     Wrong are a missing column, a time that cannot be read, an interval that ends before it starts, and a release of
@@ -75,7 +75,7 @@ def examine_releases(path: Path, data: bytes | None = None) -> tuple[list[Releas
             findings.append(Finding(Severity.ERROR, str(path), line.place, "reason", repr(reason), expected))
         elif line.span is not None and line.span.end is not None:
             extra = {name: line.texts.get(name) or "" for name in FORM.optional}
-            found.append(Release(line.span.machine, line.span.start, line.span.end, reason, **extra))
+            found.append(GivenBack(line.span.machine, line.span.start, line.span.end, reason, **extra))
     return found, in_order(findings)
 
 
@@ -93,7 +93,7 @@ def carry_releases(source: Path, staging: Path) -> None:
 
 
 def released(
-    releases: Sequence[Release],
+    releases: Sequence[GivenBack],
     reason: str,
     machine_N: npt.NDArray[np.integer],
     machines: Sequence[str],
@@ -101,7 +101,7 @@ def released(
 ) -> BoolN:
     """Which rows (N,) people have given back from a reason.
 
-    >>> given = [Release("pump", 0, 10, "flat")]
+    >>> given = [GivenBack("pump", 0, 10, "flat")]
     >>> released(given, "flat", np.array([0, 0, 1]), ["pump", "fan"], np.array([5, 11, 5])).tolist()
     [True, False, False]
     """

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline.alerts import AlertPolicy
+from pipeline.alerts import MINUTE, AlertPolicy
 from pipeline.calibrate import TIERS, Calibration, calibrate_measured
 from pipeline.detectors.base import MANIFEST
 from pipeline.drift.columns import Judge
@@ -31,8 +31,8 @@ from pipeline.params import CalibrateParams, Params, ValidateParams
 from pipeline.recent_rows import RecentRows, recent_rows
 from pipeline.release import Release, release_id
 from pipeline.rows import rows_without_spectra, spectra_pieces
-from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, codes_and_names, load_fleet_spec
-from pipeline.store import read_json, sha256_file, write_json
+from pipeline.schema import MICROSECONDS_PER_DAY, MICROSECONDS_PER_HOUR, BoolN, codes_and_names, load_fleet_spec
+from pipeline.store import read_json, sha256_file, sha256_files, write_json
 from pipeline.train import use_threads
 
 RENEWED = ("tails", "calibration.json", REFERENCE, LIMITS, MANIFEST)  # all else is copied byte for byte
@@ -87,11 +87,11 @@ def recalibrate(
     release: Release,
     data_set: Path,
     out: Path,
+    validate: ValidateParams,
     *,
     since: dt.datetime | None = None,
     until: dt.datetime | None = None,
     calibrate: CalibrateParams | None = None,
-    validate: ValidateParams | None = None,
 ) -> Recalibration:
     """Calibrate a release anew and write what comes out as a release of its own.
 
@@ -103,10 +103,10 @@ def recalibrate(
         release: whose weights stay.
         data_set: that `ingest` wrote: a folder of its own, or `data/raw` of a build.
         out: a new or empty folder, or one that holds this very release already.
+        validate: limits of the rows' facts, where no status table stands beside the data set; a release holds none.
         since: rows from here on (UTC); None: all that are later than the release's own.
         until: rows before this (UTC); None: all.
         calibrate: percentiles and policy; None: the release's own.
-        validate: limits of the rows' facts, where no status table stands beside the data set.
 
     Raises:
         ContractError: no such data set, another number of bins, no rows in the span, fewer than 100 healthy
@@ -118,9 +118,10 @@ def recalibrate(
     params = calibrate or settings.calibrate
     _check_fleet(release, data_set)
     use_threads(int(release.manifest["threads"]))
-    rows = recent_rows(release, data_set, settings, since, until, validate or ValidateParams())
+    rows = recent_rows(release, data_set, settings, since, until, validate)
     healthy, tune = (_measured(release, data_set, rows, chosen_N) for chosen_N in (rows.healthy_N, rows.tune_N))
-    calibration = calibrate_measured(healthy, tune, settings.model_copy(update={"calibrate": params}))
+    anew = settings.model_copy(update={"calibrate": params})
+    calibration = calibrate_measured(healthy, tune, anew, rows.tuned_us)
     changes = tier_changes(release, healthy, calibration, params, settings.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name[:60]}.", suffix=".tmp", dir=out.parent) as place:
@@ -129,7 +130,7 @@ def recalibrate(
         asked = {
             "since_us": None if since is None else microseconds(since),
             "until_us": None if until is None else microseconds(until),
-            "validate": (validate or ValidateParams()).model_dump(mode="json"),
+            "validate": validate.model_dump(mode="json"),
         }
         _write_release(release, data_set, made, rows, calibration, params, settings, asked)
         identity = _move_in(made, out)
@@ -299,9 +300,6 @@ def _manifest(
     asked: dict[str, Any],
 ) -> dict[str, Any]:
     """The old manifest with what is new; nothing that changes from one identical run to the next."""
-    files = {
-        path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
     machine_N = codes_and_names(rows.table["machine_id"])[0][rows.healthy_N]
     failure_M = codes_and_names(rows.table["failure_id"])[0][rows.tune_N]
     first, last = rows.span
@@ -309,7 +307,7 @@ def _manifest(
     unconfirmed = int(rows.unconfirmed_N.sum())
     return {
         **release.manifest,
-        "files": files,
+        "files": sha256_files(folder),
         "recalibrated_from": release.id,
         "recalibration": {
             "first": first,
@@ -331,12 +329,19 @@ def _manifest(
 
 
 def policy_words(policy: dict[str, Any]) -> str:
-    """An alert policy in words.
+    """An alert policy in words: every number of it, so that two of the same words are the same.
 
-    >>> policy_words({"k": 3, "n": 5, "window_us": 7_200_000_000, "gap_us": 1_800_000_000})
+    >>> told = {"k": 3, "n": 5, "window_us": 7_200_000_000, "gap_us": 1_800_000_000}
+    >>> policy_words(told)
     '3 of 5 rows within 120 min, episodes 30 min apart'
+    >>> policy_words(told | {"cool_down_us": 86_400_000_000, "no_data_us": 21_600_000_000})
+    '3 of 5 rows within 120 min, episodes 30 min apart, cool-down 24 h, no data after 6 h'
     """
     known = AlertPolicy.from_json(policy)
-    return (
-        f"{known.k} of {known.n} rows within {known.window_us / 6e7:g} min, episodes {known.gap_us / 6e7:g} min apart"
-    )
+    words = [f"{known.k} of {known.n} rows within {known.window_us / MINUTE:g} min"]
+    words.append(f"episodes {known.gap_us / MINUTE:g} min apart")
+    if known.cool_down_us:
+        words.append(f"cool-down {known.cool_down_us / MICROSECONDS_PER_HOUR:g} h")
+    if known.no_data_us is not None:
+        words.append(f"no data after {known.no_data_us / MICROSECONDS_PER_HOUR:g} h")
+    return ", ".join(words)

@@ -6,7 +6,7 @@ Shape legend: N rows, M machines, K failures.
 from __future__ import annotations
 
 import datetime as dt
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +16,18 @@ import pyarrow as pa
 
 from pipeline.calibrate import FEW_ROWS
 from pipeline.errors import ContractError
+from pipeline.labelled_rows import labelled
 from pipeline.log_status import LOG_STATUSES, LogStatus
 from pipeline.moments import iso, microseconds
 from pipeline.params import Params, ValidateParams
-from pipeline.plant_log import SOUND, PlantLog
+from pipeline.plant_log import SOUND
 from pipeline.release import Release
-from pipeline.roles import boundaries_of, unseen_machines
-from pipeline.row_counts import OK, STATUSES, SUSPECT
-from pipeline.schema import KEY_FIELDS, VALIDATE_SCHEMA, BoolN, codes_and_names, dictionary_column, times_us
-from pipeline.store import day_files, read_table, row_count
+from pipeline.roles import unseen_machines
+from pipeline.schema import (
+    MICROSECONDS_PER_HOUR,
+    BoolN,
+    times_us,
+)
 
 
 class TooFewRows(ContractError):
@@ -39,6 +42,7 @@ class RecentRows:
     healthy_N: BoolN
     unconfirmed_N: BoolN  # of the healthy
     tune_N: BoolN
+    tuned_us: Mapping[str, int]  # when each tune failure of their span failed, those without rows too
     notes: tuple[str, ...]
 
     @property
@@ -61,33 +65,24 @@ def recent_rows(
     Raises:
         TooFewRows: no rows in the span, or fewer than 100 healthy ones.
     """
-    table, split = row_quality(data_set, validate), settings.split
-    machine_N, machines = codes_and_names(table["machine_id"])
-    time_us_N = times_us(table["timestamp"])
-    quality_N, names = codes_and_names(table["status"])
-    kept_N, trusted_N = (
-        np.isin(quality_N, [names.index(STATUSES[rank]) for rank in ranks if STATUSES[rank] in names])
-        for ranks in ((OK, SUSPECT), (OK,))
-    )
+    split, rows = settings.split, labelled(data_set, settings.split, validate)
+    plant, machines, machine_N, time_us_N = rows.plant, rows.machines, rows.machine_N, rows.time_us_N
+    status_N = rows.status_N
     low, high, notes = _span(release, since, until)
     inside_N = (time_us_N > low) & (time_us_N < high)
     if not inside_N.any():
         span = f"rows after {iso(low)}" + ("" if until is None else f" and before {iso(high)}")
         newest = f"none (the newest is of {iso(int(time_us_N.max()))})" if len(time_us_N) else "none"
         raise TooFewRows.of(span, got=newest, expected="rows later than those of the release", where=data_set)
-    plant = PlantLog.of(data_set, split.horizon_hours)
-    if kept_N.any():
-        newest_N = boundaries_of(machine_N, time_us_N, kept_N, len(machines), split).end[machine_N]
-    else:
-        newest_N = time_us_N
-    status_N, owner_N = plant.statuses(machine_N, time_us_N, machines, kept_N, newest_N, split)
     unseen_M = unseen_machines(machines, split.unseen_machine_share)
     held_N = unseen_M[machine_N]
-    healthy_N = inside_N & np.isin(status_N, SOUND) & trusted_N & ~held_N
+    healthy_N = inside_N & np.isin(status_N, SOUND) & rows.trusted_N & ~held_N
     _refuse_few(healthy_N, inside_N, held_N, status_N, data_set)
     held_out = [name for name, held in zip(machines, unseen_M, strict=True) if held]
     tunes_K = plant.tunes(held_out, settings.train.teaching_share)
-    tune_N = np.r_[tunes_K, False][owner_N] & (status_N == LogStatus.HORIZON) & (time_us_N < high)
+    tune_N = np.r_[tunes_K, False][rows.owner_N] & (status_N == LogStatus.HORIZON) & (time_us_N < high)
+    begun_K = plant.times_us() - round(split.horizon_hours * MICROSECONDS_PER_HOUR)
+    spanned_K = (plant.times_us() >= time_us_N.min()) & (begun_K <= time_us_N[time_us_N < high].max())
     unconfirmed_N = healthy_N & (status_N == LogStatus.UNCONFIRMED)
     if unconfirmed_N.any():
         notes.append(
@@ -99,12 +94,8 @@ def recent_rows(
         which = "one machine that is" if held == 1 else f"{held} machines that are"
         notes.append(f"Rows of {which} held out do not count.")
     epoch_N = release.epochs_with(plant.maintenance).of_rows(machine_N, time_us_N, machines)
-    columns = {
-        **{field.name: table[field.name] for field in KEY_FIELDS},
-        "epoch": pa.array(epoch_N),
-        "failure_id": dictionary_column(owner_N, plant.failures["failure_id"].to_pylist()),
-    }
-    return RecentRows(pa.table(columns), healthy_N, unconfirmed_N, tune_N, tuple(notes))
+    tuned_us = plant.failed_us(tunes_K & spanned_K)
+    return RecentRows(rows.keyed(epoch_N), healthy_N, unconfirmed_N, tune_N, tuned_us, tuple(notes))
 
 
 def _refuse_few(
@@ -130,34 +121,3 @@ def _span(release: Release, since: dt.datetime | None, until: dt.datetime | None
     if asked < newest:
         return newest, int(high), [f"Rows up to {iso(newest)} made or judged release {release.id} and do not count."]
     return asked, int(high), []
-
-
-def row_quality(data_set: Path, params: ValidateParams) -> pa.Table:
-    """Keys and status of every row: from the status table of a build beside the data set, else validated here."""
-    names = [*(field.name for field in KEY_FIELDS), "status"]
-    beside = data_set.parent / "status/validate.parquet"
-    if beside.is_file():
-        table = read_table(beside, names, VALIDATE_SCHEMA)
-        if _is_of(table, day_files(data_set)):
-            return table
-    from pipeline.validate import validate  # only here: Great Expectations takes seconds to load
-
-    with tempfile.TemporaryDirectory(prefix="hearken-") as folder:
-        file = Path(folder) / "validate.parquet"
-        validate(data_set, file, params)
-        return read_table(file, names, VALIDATE_SCHEMA)
-
-
-def _is_of(table: pa.Table, files: list[Path]) -> bool:
-    """Whether a status table holds the rows of these files: the same numbers of rows, and the same times."""
-    file_N, names = codes_and_names(table["file"])
-    counts = dict(zip(names, np.bincount(file_N, minlength=len(names)).tolist(), strict=True))
-    if counts != {path.name: row_count(path) for path in files}:
-        return False
-    begin, time_us_N = 0, times_us(table["timestamp"])
-    for path in files:
-        found_N = times_us(read_table(path, ["timestamp"])["timestamp"])
-        if not np.array_equal(time_us_N[begin : begin + len(found_N)], found_N):
-            return False
-        begin += len(found_N)
-    return True

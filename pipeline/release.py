@@ -25,8 +25,8 @@ from pipeline.errors import ContractError, ReleaseError, run_reporting_errors
 from pipeline.measure import condition_column
 from pipeline.params import Params, load_params
 from pipeline.rows import has_role
-from pipeline.schema import ENSEMBLE, MAINTENANCE_SCHEMA, FleetSpec, Role, load_fleet_spec, times_us
-from pipeline.store import atomic_folder, folder_id, read_json, read_table, sha256_file, write_json
+from pipeline.schema import MAINTENANCE_SCHEMA, FleetSpec, Role, load_fleet_spec, times_us
+from pipeline.store import atomic_folder, folder_id, read_json, read_table, sha256_file, sha256_files, write_json
 
 # as dvc.yaml lists for this stage; the days of its windows stand in drift.json
 MANIFEST_PARAMS = ("seed", "detectors", "train", "calibrate", "release", "split")
@@ -53,9 +53,7 @@ class Release:
     @property
     def deciding(self) -> Mapping[str, Detector]:
         """The detectors whose scores decide on alerts: the release's own, or the members of the ensemble."""
-        rule = self.tails.rule
-        names = rule.members if self.detector == ENSEMBLE and rule is not None else (self.detector,)
-        return {name: self.detectors[name] for name in names}
+        return {name: self.detectors[name] for name in self.tails.members_that_decide(self.detector)}
 
     @property
     def condition_column(self) -> str | None:
@@ -169,9 +167,7 @@ def manifest_of(root: Path, folder: Path, params: Params, split: pa.Table, metri
         "split": sha256_file(root / "data/status/split.parquet"),
         "clean": sha256_file(root / "data/status/clean.parquet"),
     }
-    files = {
-        path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    files = sha256_files(folder)
     return {
         "format": 1,
         "detector": params.release.detector,

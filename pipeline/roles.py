@@ -115,7 +115,7 @@ def _head(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class LogRows:
+class StatusRows:
     """N rows with what the log says of them, before they have roles."""
 
     machine_N: IntegerN
@@ -158,7 +158,7 @@ def validation_rows(
 
 
 def roles_of(
-    rows: LogRows, tunes_K: BoolN, validation_share: float, teaches_K: BoolN | None = None
+    rows: StatusRows, tunes_K: BoolN, validation_share: float, teaches_K: BoolN | None = None
 ) -> tuple[npt.NDArray[np.int8], bool]:
     """Role codes (N,) and whether the latest train rows validate because there are no two whole days.
 

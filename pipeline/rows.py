@@ -61,6 +61,12 @@ class Rows:
     """N rows: their spectra (N, F) and keys, in the order of the status table.
 
     `machine` holds codes into `machines`, `condition` into `conditions`; `time_us` microseconds since 1970 (UTC).
+
+    >>> none = np.zeros(3, np.int32)
+    >>> time_us, status = np.array([10, 20, 30]), pa.table({"row": [0, 1, 2]})
+    >>> rows = Rows(np.eye(3), none, ["pump"], none, none, ONE_CONDITION, time_us, status)
+    >>> Rows.concatenate([rows.take(np.array([2])), rows.take(rows.time_us < 20)]).time_us
+    array([30, 10])
     """
 
     spectra: FloatNF
@@ -74,6 +80,31 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.spectra)
+
+    def take(self, index: Codes | BoolN | slice) -> Rows:
+        """Some of the rows."""
+        return replace(
+            self,
+            spectra=self.spectra[index],
+            machine=self.machine[index],
+            epoch=self.epoch[index],
+            condition=self.condition[index],
+            time_us=self.time_us[index],
+            status=self.status.take(pa.array(np.arange(len(self))[index])),
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Rows]) -> Rows:
+        """The rows of all parts, one after the other; the parts share machines and conditions."""
+        return replace(
+            parts[0],
+            spectra=np.concatenate([part.spectra for part in parts]),
+            machine=np.concatenate([part.machine for part in parts]),
+            epoch=np.concatenate([part.epoch for part in parts]),
+            condition=np.concatenate([part.condition for part in parts]),
+            time_us=np.concatenate([part.time_us for part in parts]),
+            status=pa.concat_tables([part.status for part in parts]),
+        )
 
     @property
     def keys(self) -> RowKeys:

@@ -71,7 +71,7 @@ class Baseline(IntEnum):
     OWN = 2
 
 
-BASELINES = tuple(state.name.lower() for state in Baseline)
+BASELINE_NAMES = tuple(state.name.lower() for state in Baseline)
 
 
 def _known_zone(name: str) -> str:

@@ -23,7 +23,7 @@ from pipeline.release import Release
 from pipeline.rows import RowKeys, conditions_of
 from pipeline.run_alerts import ALERTS, TIER_NAMES, DayScores, run_alerts
 from pipeline.schema import (
-    BASELINES,
+    BASELINE_NAMES,
     ENSEMBLE,
     MACHINE,
     MAINTENANCE_SCHEMA,
@@ -218,7 +218,7 @@ def score_columns(
     together = tails[ENSEMBLE if ENSEMBLE in tails else only]
     columns[f"score_{ENSEMBLE}"] = _spread(comparable.get(ENSEMBLE, -np.log10(together)), good, rows)
     columns[f"tail_{ENSEMBLE}"] = _spread(together, good, rows)
-    columns["baseline"] = dictionary_column(_full(baseline, good, rows, -1), BASELINES)
+    columns["baseline"] = dictionary_column(_full(baseline, good, rows, -1), BASELINE_NAMES)
     tier = np.zeros(len(good), np.int8)
     for level, threshold_of in enumerate(TIERS, start=1):
         tier[comparable[release.detector] > release.threshold(threshold_of)] = level

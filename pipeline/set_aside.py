@@ -21,7 +21,7 @@ from pipeline.expectations import load_rules
 from pipeline.findings import nearest
 from pipeline.interval_file import with_line
 from pipeline.moments import iso_exact
-from pipeline.quarantine import COLUMNS, FORM, NEVER_RELEASED, RELEASES, Release, read_releases, released
+from pipeline.quarantine import COLUMNS, FORM, NEVER_RELEASED, RELEASES, GivenBack, read_releases, released
 from pipeline.schema import MICROSECONDS_PER_HOUR, BoolN, IntN, codes_and_names, times_us
 from pipeline.store import open_parquet, read_batches, write_text
 
@@ -68,7 +68,7 @@ class SetAside:
         return self.reason.split("+")
 
 
-def set_aside(status_file: Path, wanted: Wanted | None = None, releases: Sequence[Release] = ()) -> list[SetAside]:
+def set_aside(status_file: Path, wanted: Wanted | None = None, releases: Sequence[GivenBack] = ()) -> list[SetAside]:
     """Intervals of rows that validation set aside, by machine and time.
 
     Args:
@@ -107,7 +107,7 @@ def _unknown(what: str, got: str, expected: str, known: Sequence[str], where: Pa
 
 
 def _runs(
-    table: pa.Table, wanted: Wanted, releases: Sequence[Release], warned: set[str]
+    table: pa.Table, wanted: Wanted, releases: Sequence[GivenBack], warned: set[str]
 ) -> Iterator[tuple[tuple[str, str, str, bool], tuple[int, int, int]]]:
     """Machine, status, reason and fate of the runs of a batch's meant rows; first and last time, and rows of each."""
     machine_N, machines = codes_and_names(table["machine_id"])
@@ -158,7 +158,7 @@ class Proposal:
     """A release that a person may write, and what it comes to."""
 
     path: Path
-    release: Release
+    release: GivenBack
     given: tuple[SetAside, ...]  # what the next build gives back
     refused: int  # rows that are no numbers, or negative
     held: tuple[SetAside, ...]  # what is set aside for another reason too, and stays
@@ -211,7 +211,9 @@ def proposed(
     low, high = min(item.start_us for item in before), max(item.end_us for item in before)
     low = low if wanted.start_us is None else wanted.start_us
     high = high if wanted.end_us is None else wanted.end_us
-    release = Release(wanted.machine or "", low, high, wanted.reason or "", note, by, at.isoformat(timespec="seconds"))
+    release = GivenBack(
+        wanted.machine or "", low, high, wanted.reason or "", note, by, at.isoformat(timespec="seconds")
+    )
     after = set_aside(status_file, wanted, [*known, release])
     given = tuple(item for item in after if item.returns)
     stay = [item for item in after if not item.returns]

@@ -1,4 +1,4 @@
-"""Stage `simulate`: a fleet's day files, its maintenance log, the truth that only evaluation reads, and what it is.
+"""Stage `simulate`: a fleet's day files, its maintenance log, the truth that only judging reads, and what it is.
 
 Threads make the rows of some machines each, one writer takes them in order: the files do not depend on how many.
 """

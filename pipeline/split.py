@@ -20,18 +20,19 @@ import pyarrow as pa
 
 from pipeline.after_change import change_figures, change_notes
 from pipeline.answers import read_feedback
-from pipeline.epochs import EpochStarts, epoch_of_rows
+from pipeline.epochs import epoch_of_rows
 from pipeline.errors import ContractError, run_reporting_errors
-from pipeline.log_status import LOG_STATUSES, IntegerN, LogStatus, Timeline, alerts_of, intervals_of, log_status
+from pipeline.log_status import LOG_STATUSES, IntegerN, LogStatus, Timeline, alerts_of, intervals_of
 from pipeline.moments import iso, microseconds
 from pipeline.params import BaselineParams, SplitParams, load_params
+from pipeline.plant_log import PlantLog
 from pipeline.roles import (
     CALIBRATION,
     ROLE,
     ROLES,
     TRAIN,
     Boundaries,
-    LogRows,
+    StatusRows,
     boundaries_of,
     roles_of,
     teaching,
@@ -53,8 +54,6 @@ from pipeline.schema import (
     times_us,
 )
 from pipeline.store import read_table, write_json, write_table
-
-__all__ = ["EpochStarts", "SplitResult", "epoch_of_rows", "split", "unseen_machines"]
 
 LABELS = tuple(str(label) for label in Label)
 LISTED = 50  # machines and failures named in the metrics
@@ -143,7 +142,7 @@ def _rows(
     failures: pa.Table,
     feedback: pa.Table,
     params: SplitParams,
-) -> LogRows:
+) -> StatusRows:
     """Log status, phase and held-out machines of the rows."""
     time_us_N = times_us(status["timestamp"])
     quality_N, names = codes_and_names(status["status"])
@@ -154,12 +153,10 @@ def _rows(
     _check_usable(kept_N, kept_N & new_N, params)
     edges = boundaries_of(machine_N, time_us_N, kept_N, len(machines), params)
     timeline = Timeline(machine_N, time_us_N, len(machines))
+    plant = PlantLog(maintenance, failures, feedback)
     newest_N = edges.end[machine_N]
-    status_N, owner_N = log_status(timeline, time_us_N, kept_N, newest_N, machines, maintenance, failures, params)
-    newest = int(time_us_N.max(initial=0))
-    confirmed, opened = (alerts_of(feedback, state, newest, machines) for state in ("confirmed", "open"))
-    ill = confirmed.begun_before(round(params.horizon_hours * MICROSECONDS_PER_HOUR))
-    status_N[timeline.covered(ill, closed=True) & (status_N < LogStatus.ALERT)] = LogStatus.ALERT
+    status_N, owner_N = plant.statuses(machine_N, time_us_N, machines, kept_N, newest_N, params, timeline)
+    opened = alerts_of(feedback, "open", int(time_us_N.max(initial=0)), machines)
     open_N = timeline.covered(opened.joined(round(SPELL_HOURS * MICROSECONDS_PER_HOUR)), closed=True)
     healthy_N = status_N == LogStatus.HEALTHY
     if change is not None:  # so soon after it nothing is confirmed; what is before it can wait for its confirmation
@@ -171,7 +168,7 @@ def _rows(
         raise ContractError.of("healthy rows", got=got, expected=hint, where=WHERE)
     unseen_M = unseen_machines(machines, params.unseen_machine_share)
     phase_N = edges.phase(machine_N, time_us_N)
-    return LogRows(
+    return StatusRows(
         machine_N,
         time_us_N,
         status_N,
@@ -195,7 +192,7 @@ def _check_usable(kept_N: BoolN, new_N: BoolN, params: SplitParams) -> None:
         raise ContractError.of("changed_at", got=got, expected=expected, where="params.yaml, split")
 
 
-def _check_roles(rows: LogRows, role_N: npt.NDArray[np.int8]) -> None:
+def _check_roles(rows: StatusRows, role_N: npt.NDArray[np.int8]) -> None:
     """Refuse a split that can train or calibrate nothing, and say what took the rows."""
     for role, phase, key in ((Role.TRAIN, TRAIN, "train_share"), (Role.CALIBRATION, CALIBRATION, "calibration_share")):
         if (role_N == ROLE[role]).any():
@@ -227,7 +224,7 @@ def _counts(role_N: npt.NDArray[np.int8], status_N: npt.NDArray[np.int8]) -> dic
     }
 
 
-def _suspect_judged(rows: LogRows, role_N: npt.NDArray[np.int8]) -> int:
+def _suspect_judged(rows: StatusRows, role_N: npt.NDArray[np.int8]) -> int:
     """Rows of a suspect sensor that tune or judge: outside a horizon they count as healthy, as the log has them."""
     return int((np.isin(role_N, [ROLE[Role.TUNE], ROLE[Role.TEST]]) & ~rows.trusted_N).sum())
 
@@ -238,7 +235,7 @@ def _pairs(machine_N: IntegerN, epoch_N: npt.NDArray[np.int32]) -> int:
 
 
 def _failure_metrics(
-    rows: LogRows,
+    rows: StatusRows,
     role_N: npt.NDArray[np.int8],
     tunes_K: BoolN,
     teaches_K: BoolN,
@@ -285,7 +282,7 @@ def _boundary_metrics(edges: Boundaries, machines: Sequence[str], params: SplitP
 
 
 def _notes(
-    rows: LogRows,
+    rows: StatusRows,
     role_N: npt.NDArray[np.int8],
     recut: bool,
     machines: Sequence[str],

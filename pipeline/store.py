@@ -406,6 +406,12 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_files(folder: Path) -> dict[str, str]:
+    """Hex SHA-256 of every file below a folder, by its path in there."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
 def sha256_folder(path: Path | str) -> str:
     """Hex SHA-256 over the names and bytes of all files below a folder; links and other things are refused.
 

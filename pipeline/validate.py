@@ -27,7 +27,7 @@ from pipeline.expectations import BitsN, Rule, Suite, context, load_rules
 from pipeline.fact_stream import FactBatch, Names, fact_batches, joined, no_rows
 from pipeline.facts import newest_of_files
 from pipeline.params import ValidateParams, load_params
-from pipeline.quarantine import Release, read_releases, released
+from pipeline.quarantine import GivenBack, read_releases, released
 from pipeline.row_counts import OK, QUARANTINED, STATUSES, SUSPECT, Counts
 from pipeline.schema import (
     MACHINE,
@@ -121,7 +121,7 @@ def validate(
 
 
 def _status_table(
-    chunk: Sequence[FactBatch], suite: Suite, names: Names, newest_us: int, releases: Sequence[Release]
+    chunk: Sequence[FactBatch], suite: Suite, names: Names, newest_us: int, releases: Sequence[GivenBack]
 ) -> tuple[pa.Table, int]:
     """VALIDATE_SCHEMA of some batches, and how many of their rows people have given back."""
     machine_N = np.concatenate([names.codes(batch.machine_N, batch.machines) for batch in chunk])
@@ -184,7 +184,7 @@ def _day_frame(facts: DayFacts, machines: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def _amend(status_file: Path, verdicts: Sequence[DayVerdict], releases: Sequence[Release]) -> Counts:
+def _amend(status_file: Path, verdicts: Sequence[DayVerdict], releases: Sequence[GivenBack]) -> Counts:
     """Write the status table again with the rows of machine-days set aside; new counts of all rows."""
     counts = Counts.none()
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.errors import ContractError
 from pipeline.params import ValidateParams
-from pipeline.quarantine import Release
+from pipeline.quarantine import GivenBack
 from pipeline.row_counts import QUARANTINED, SUSPECT, Counts
 from pipeline.schema import MAINTENANCE_SCHEMA, MICROSECONDS_PER_DAY
 from pipeline.store import read_table
@@ -35,7 +35,7 @@ def refuse_if_nothing_is_left(counts: Counts, params: ValidateParams, data_set: 
 
 
 def set_notes(
-    data_set: Path, counts: Counts, releases: Sequence[Release], reasons: Collection[str], params: ValidateParams
+    data_set: Path, counts: Counts, releases: Sequence[GivenBack], reasons: Collection[str], params: ValidateParams
 ) -> list[str]:
     """What a person should know of the whole set, in sentences."""
     notes = []

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.alerts import AlertPolicy
 from pipeline.errors import ContractError, ReleaseError, UserError
-from pipeline.evaluate import events_of, label_codes, machines_never_seen, read_truth, truly_faulty
+from pipeline.evaluate import events_of, judged_labels, label_codes, machines_never_seen, read_truth
 from pipeline.fact_stream import Names
 from pipeline.judging.judged import FAULTY, HEALTHY, UNKNOWN, Event, JudgedRows
 from pipeline.log_status import LogStatus
@@ -91,15 +91,6 @@ def replay_evaluation(
     lowest = min(present.low_limit, *limits.values())
     recording = Recording.of_rows(test, detector, lowest, events, rows.machines, calendar)
     return _replayed(recording, present, wanted, limits, params, detector, budget, notes)
-
-
-def judged_labels(rows: Rows, label_N: np.ndarray, truth: pa.Table | None) -> tuple[np.ndarray, BoolN]:
-    """Labels as they are judged, and which rows are: what a simulation knows to be faulty without a failure is not."""
-    if truth is None:
-        return label_N, np.ones(len(label_N), bool)
-    faulty_N = truly_faulty(rows, truth)
-    keep_N = ~(faulty_N & (label_N != FAULTY))
-    return np.where((label_N == FAULTY) & ~faulty_N, UNKNOWN, label_N).astype(np.int8), keep_N
 
 
 def replay_score_log(

@@ -233,7 +233,7 @@ def test_a_release_without_limits_is_refused(built: Path, release: Release, quie
 
 
 def test_the_reference_holds_healthy_rows_that_no_network_was_fitted_on(built: Path, release: Release) -> None:
-    reference, limits = read_reference(release)
+    reference, limits = read_reference(release.folder)
     split = read_table(built / "data/status/split.parquet")
     role_N, roles = codes_and_names(split["role"])
     keys = split["machine_id"].cast(pa.string()).to_pylist(), times_us(split["timestamp"]).tolist()
@@ -249,7 +249,7 @@ def test_the_reference_holds_healthy_rows_that_no_network_was_fitted_on(built: P
 
 
 def test_a_reference_is_read_as_it_was_written(release: Release) -> None:
-    reference, _ = read_reference(release)
+    reference, _ = read_reference(release.folder)
     again = Heard.of_table(reference.table())
     np.testing.assert_array_equal(again.values_NC, reference.values_NC)
     np.testing.assert_array_equal(again.machine_N, reference.machine_N)

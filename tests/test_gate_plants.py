@@ -9,11 +9,12 @@ import pytest
 from gate_plant import LEARNING, READING, build, contaminate, params_of, until, whole_life
 
 from pipeline.gate import GateDecision, Verdict, judge_build, judge_later
-from pipeline.params import EvaluateParams, GateParams
+from pipeline.params import EvaluateParams, GateParams, ValidateParams
 from pipeline.release import load_release
 
 BUDGET = EvaluateParams(false_episodes_per_machine_day=0.1, chance_shifts=50)
 GATE = GateParams(time_rounds=5, time_ratio=50)  # tests share a busy machine
+LIMITS = ValidateParams()
 SEEDS = (5, 6)
 
 
@@ -48,7 +49,7 @@ def test_a_challenger_trained_on_contaminated_rows_is_refused(champion: Path, tm
         assert contaminate(folder) > 300
         challengers.append(load_release(build(folder, params_of(seed), LEARNING) / "data/release"))
     release = load_release(champion / "data/release")
-    found = judge_later(release, challengers, rows, None, GATE, BUDGET)
+    found = judge_later(release, challengers, rows, None, GATE, BUDGET, LIMITS)
     assert found.verdict == Verdict.REFUSE
     assert found.champion["caught"] > found.challenger["caught"] + 1
     assert len(found.caught["champion"]) > 1
@@ -56,7 +57,7 @@ def test_a_challenger_trained_on_contaminated_rows_is_refused(champion: Path, tm
     # quiet it is: what looks like a gain is deafness
     assert found.challenger["false_pages"] <= found.champion["false_pages"]
     # the champion's own rows judge nothing, and it gains nothing over itself
-    again = judge_later(release, [release], rows, None, GATE, BUDGET)
+    again = judge_later(release, [release], rows, None, GATE, BUDGET, LIMITS)
     assert (again.verdict, again.gain) == (Verdict.REFUSE, None)
 
 
@@ -79,10 +80,10 @@ def test_a_challenger_built_after_a_change_of_firmware_waits_and_is_promoted(cha
     rows = later(tmp_path / "later", params_of(firmware=30.5), life)
     budget = BUDGET.model_copy(update={"false_episodes_per_machine_day": 0.25})
     tolerant = GATE.model_copy(update={"behind_baselines": 1})
-    found = judge_later(release, challengers, rows, None, tolerant, budget)
+    found = judge_later(release, challengers, rows, None, tolerant, budget, LIMITS)
     assert found.accepted, found.reason
     assert found.gain is not None
     assert found.challenger["false_pages"] < found.champion["false_pages"] / 3
     # at a budget that its false pages do not keep it goes on waiting, or is refused; in no case promoted
     strict = budget.model_copy(update={"false_episodes_per_machine_day": 0.02})
-    assert not judge_later(release, challengers, rows, None, tolerant, strict).accepted
+    assert not judge_later(release, challengers, rows, None, tolerant, strict, LIMITS).accepted

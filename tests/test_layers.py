@@ -54,8 +54,25 @@ def test_a_heavy_library_has_one_door(library: str) -> None:
     assert users == ONLY_IN[library]
 
 
-def test_only_evaluation_reads_the_truth_of_a_simulation() -> None:
-    readers = {path.name for path in modules("pipeline") if '"truth.parquet"' in path.read_text()}
+def test_every_error_stands_in_the_tree_or_is_a_signal_that_it_names() -> None:
+    defined, classes = {"Exception", "OSError"}, []
+    for folder in ("pipeline", "flows"):
+        for path in modules(folder):
+            classes += [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+    more = True
+    while more:
+        known = {node.name for node in classes if defined & {ast.unparse(base) for base in node.bases}}
+        more, defined = bool(known - defined), defined | known
+    text = ast.get_docstring(ast.parse((ROOT / "pipeline/errors.py").read_text())) or ""
+    assert {name for name in defined if name not in text} == {"Exception", "OSError"}
+
+
+def test_only_what_judges_reads_the_truth_of_a_simulation() -> None:
+    paths = {path.relative_to(ROOT).as_posix(): path for folder in ("pipeline", "flows") for path in modules(folder)}
+    readers = {name for name, path in paths.items() if "pipeline.evaluate.read_truth" in imports_of(path)}
+    assert readers == {"pipeline/what_if_sources.py"}
     # simulate writes it, ingest carries it along unread
-    assert readers <= {"simulate.py", "ingest.py", "landing.py", "evaluate.py", "maintenance.py"}
-    assert "evaluate.py" in readers
+    named = {name for name, path in paths.items() if '"truth.parquet"' in path.read_text()}
+    assert named == {"pipeline/simulate.py", "pipeline/ingest.py", "pipeline/evaluate.py"}
+    for sentence in ((ROOT / "docs/data.md").read_text(), (ROOT / "pipeline/evaluate.py").read_text()):
+        assert "`what_if_sources`" in sentence

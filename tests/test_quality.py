@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipeline.backtest import BacktestRequest, Recording, read_recording
+from pipeline.backtest import BacktestRequest, LabelledRecording, read_recording
 from pipeline.errors import UserError
 from pipeline.params import Params
 from pipeline.schema import Role
@@ -33,7 +33,7 @@ def quality():
 
 
 @pytest.fixture
-def lives(tmp_path: Path, rng: np.random.Generator) -> Recording:
+def lives(tmp_path: Path, rng: np.random.Generator) -> LabelledRecording:
     """Four bearings run to failure, labelled as FEMTO is; bins rise at the end of each life."""
     frames = []
     for machine in range(4):
@@ -52,7 +52,7 @@ def in_roles(role: np.ndarray, *names: Role) -> np.ndarray:
     return np.isin(role, [str(name) for name in names])
 
 
-def test_a_bearing_is_judged_by_models_that_never_saw_it_beyond_its_baseline(quality, lives: Recording) -> None:
+def test_a_bearing_is_judged_by_models_that_never_saw_it_beyond_its_baseline(quality, lives: LabelledRecording) -> None:
     folds = quality.leave_one_machine_out(lives)
     life, machine = lives.frame["life_frac"].to_numpy(), lives.rows.machine
     assert len(folds) == 4
@@ -133,7 +133,7 @@ def test_an_interval_holds_the_figure_and_is_wider_where_groups_are_alike_inside
     assert quality.drawn_interval([quality.Judged(label, np.zeros(600, int), score)], 1) is None
 
 
-def test_detectors_and_references_judge_the_same_rows(quality, lives: Recording) -> None:
+def test_detectors_and_references_judge_the_same_rows(quality, lives: LabelledRecording) -> None:
     data = quality.DataSet("femto_x", lives, lambda _seed: quality.leave_one_machine_out(lives), pooled=True)
     for name in ("squared_distance", "sklearn_pca"):
         found = quality.measure(data, name, Params())

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,19 @@ import pyarrow as pa
 import pytest
 
 from flows.database import open_database
+from flows.recalibrate_command import last_lines
 from flows.registry import ReleaseState, find_release, in_service, list_releases, register_release
 from flows.settings import Settings
 from pipeline.calibrate import calibrate
 from pipeline.errors import ContractError
 from pipeline.ingest import ingest
 from pipeline.intervals import rate_above
-from pipeline.params import CalibrateParams, Params, load_params
+from pipeline.params import CalibrateParams, Params, ValidateParams, load_params
 from pipeline.recalibrate import Recalibration, recalibrate
 from pipeline.recent_rows import RecentRows, recent_rows
 from pipeline.release import Release, load_release, release_id
 from pipeline.rows import load_rows
-from pipeline.schema import BASELINES, MAINTENANCE_SCHEMA, spectra_column, times_us
+from pipeline.schema import BASELINE_NAMES, MAINTENANCE_SCHEMA, spectra_column, times_us
 from pipeline.score import score_data_set
 from pipeline.simulate import simulate
 from pipeline.store import day_files, read_json, read_table, sha256_file, write_table
@@ -34,6 +36,7 @@ from pipeline.validate import validate
 
 FIRST, DAYS = 40, 10  # of the later days; the release ends with day 40
 HORIZON_DAYS = 2
+LIMITS = ValidateParams()
 Later = tuple[Path, Release]
 
 
@@ -61,7 +64,7 @@ def later(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(release: Release, later: Path, tmp_path_factory: pytest.TempPathFactory) -> Recalibration:
-    return recalibrate(release, later, tmp_path_factory.mktemp("made") / "release")
+    return recalibrate(release, later, tmp_path_factory.mktemp("made") / "release", LIMITS)
 
 
 def rows_of(release: Release, data_set: Path, params: Params, **span: dt.datetime) -> RecentRows:
@@ -140,10 +143,12 @@ def test_the_reference_of_drift_comes_from_the_same_rows(later: Path, made: Reca
 def test_the_same_inputs_give_the_same_release(
     release: Release, later: Path, made: Recalibration, tmp_path: Path
 ) -> None:
-    again = recalibrate(release, later, tmp_path / "again")
+    again = recalibrate(release, later, tmp_path / "again", LIMITS)
     assert again.id == made.id
     assert again.to_json() | {"folder": ""} == made.to_json() | {"folder": ""}
-    assert recalibrate(release, later, tmp_path / "again").id == made.id, "the very same release may stand there"
+    assert recalibrate(release, later, tmp_path / "again", LIMITS).id == made.id, (
+        "the very same release may stand there"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again"]
 
 
@@ -153,7 +158,8 @@ def test_pieces_of_day_files_give_what_all_rows_at_once_give(
     rows = rows_of(release, later, params)
     bins, column = int(release.manifest["bins"]), release.condition_column
     healthy, tune = (load_rows(later, rows.table, chosen, bins, column) for chosen in (rows.healthy_N, rows.tune_N))
-    whole = calibrate(release.detectors, healthy, tune, Params.model_validate(release.manifest["params"]))
+    settings = Params.model_validate(release.manifest["params"])
+    whole = calibrate(release.detectors, healthy, tune, settings, rows.tuned_us)
     assert read_json(made.folder / "calibration.json") == json.loads(json.dumps(whole.to_json()))
 
 
@@ -163,7 +169,7 @@ def test_what_the_old_thresholds_let_through_is_counted_and_has_an_interval(
     score_data_set(release, later, tmp_path)
     log = pa.concat_tables([read_table(path) for path in sorted(tmp_path.glob("*.parquet"))]).unify_dictionaries()
     healthy = rows_of(release, later, params).healthy_N
-    baseline = np.array([BASELINES.index(name) for name in log["baseline"].to_pylist()])
+    baseline = np.array([BASELINE_NAMES.index(name) for name in log["baseline"].to_pylist()])
     for change in made.tiers:
         score = log[f"score_{change.detector}"].to_numpy()
         scale = release.tails.table(change.detector).scale
@@ -234,41 +240,51 @@ def test_rows_before_tune_failures_tune(release: Release, later: Path, params: P
         {"failure_id": "t", "machine_id": seen[0], "time": day(FIRST + 5), "end": day(FIRST + 5), "role": "tune"},
         {"failure_id": "x", "machine_id": seen[1], "time": day(FIRST + 6), "end": day(FIRST + 6), "role": "test"},
         {"failure_id": "u", "machine_id": min(held), "time": day(FIRST + 6), "end": day(FIRST + 6), "role": "tune"},
+        {"failure_id": "lost", "machine_id": "gone", "time": day(FIRST + 6), "end": day(FIRST + 6), "role": "tune"},
+        {"failure_id": "old", "machine_id": seen[1], "time": day(FIRST - 9), "end": day(FIRST - 9), "role": "tune"},
+        {"failure_id": "late", "machine_id": seen[2], "time": day(FIRST + 99), "end": day(FIRST + 99), "role": "tune"},
     ]
     schema = read_table(data_set / "failures.parquet").schema
     write_table(
         data_set / "failures.parquet", pa.Table.from_pylist([f | {"failure_mode": None} for f in failures], schema)
     )
-    made = recalibrate(release, data_set, tmp_path / "out")
+    failed = {"t": day(FIRST + 5), "lost": day(FIRST + 6)}
+    tuned_us = rows_of(release, data_set, params).tuned_us
+    assert tuned_us == {name: time.timestamp() * 1e6 for name, time in failed.items()}, "and not the last row before"
+    made = recalibrate(release, data_set, tmp_path / "out", LIMITS)
     assert made.tune_failures == 1
-    page = read_json(made.folder / "calibration.json")["detectors"][release.detector]["page"]
-    assert page["tune_failures"] == 1
+    calibration = read_json(made.folder / "calibration.json")
+    assert calibration["detectors"][release.detector]["page"]["tune_failures"] == 1
+    assert calibration["choice"]["failures"] == ["lost", "t"]
+    assert "1 of 2 tune failures have no row before them: lost." in made.notes
     assert read_json(made.folder / "manifest.json")["recalibration"]["tune_rows"] == pytest.approx(48, abs=2)
 
 
 def test_a_span_that_has_had_its_horizon_is_not_provisional(
     release: Release, later: Path, params: Params, tmp_path: Path
 ) -> None:
-    made = recalibrate(release, later, tmp_path / "out", since=day(FIRST + 1), until=day(FIRST + DAYS - HORIZON_DAYS))
+    made = recalibrate(
+        release, later, tmp_path / "out", LIMITS, since=day(FIRST + 1), until=day(FIRST + DAYS - HORIZON_DAYS)
+    )
     assert not made.provisional
     assert made.unconfirmed == 0
     assert f"{day(FIRST + 1):%Y-%m-%d}" <= made.first
     assert made.last < f"{day(FIRST + DAYS - HORIZON_DAYS):%Y-%m-%d}"
-    early = recalibrate(release, later, tmp_path / "early", since=day(10))
+    early = recalibrate(release, later, tmp_path / "early", LIMITS, since=day(10))
     assert any(f"made or judged release {release.id} and do not count" in note for note in early.notes)
     assert early.first >= f"{day(FIRST):%Y-%m-%d}"
 
 
 def test_another_percentile_and_policy_are_taken(release: Release, later: Path, tmp_path: Path) -> None:
     settings = {"draws": 60, "low_percentile": 90.0, "page_percentile": 99.0, "policy": {"k": 1, "n": 2}}
-    made = recalibrate(release, later, tmp_path / "out", calibrate=CalibrateParams.model_validate(settings))
+    made = recalibrate(release, later, tmp_path / "out", LIMITS, calibrate=CalibrateParams.model_validate(settings))
     assert made.tiers[1].percentile == 99.0
     assert made.tiers[1].basis == "rows"
     assert (made.policy["k"], made.policy["n"]) == (1, 2)
     new = load_release(made.folder)
     assert new.manifest["params"]["calibrate"]["page_percentile"] == 99.0
     assert new.manifest["params"]["train"] == release.manifest["params"]["train"]
-    again = recalibrate(new, later, tmp_path / "again")
+    again = recalibrate(new, later, tmp_path / "again", LIMITS)
     assert again.recalibrated_from == made.id
     assert read_json(again.folder / "calibration.json") == read_json(made.folder / "calibration.json")
 
@@ -277,7 +293,7 @@ def test_without_a_status_table_the_rows_are_validated_here(
     release: Release, later: Path, made: Recalibration, tmp_path: Path
 ) -> None:
     shutil.copytree(later, tmp_path / "plant/raw")
-    alone = recalibrate(release, tmp_path / "plant/raw", tmp_path / "out")
+    alone = recalibrate(release, tmp_path / "plant/raw", tmp_path / "out", LIMITS)
     assert alone.id == made.id
     assert not (tmp_path / "plant/status").exists()
 
@@ -317,13 +333,13 @@ def test_too_few_rows_and_spans_without_any_are_refused(
     with pytest.raises(
         ContractError, match=r"rows after 2025-\S+: got none \(the newest is of \S+\), expected rows later"
     ):
-        recalibrate(release, built / "data/raw", tmp_path / "out")
+        recalibrate(release, built / "data/raw", tmp_path / "out", LIMITS)
     with pytest.raises(ContractError, match="got none"):
-        recalibrate(release, later, tmp_path / "out", since=day(400))
+        recalibrate(release, later, tmp_path / "out", LIMITS, since=day(400))
     with pytest.raises(
         ContractError, match=r"healthy rows: got \d+ of \d+ rows in the span \(.*\), expected at least 100"
     ):
-        recalibrate(release, later, tmp_path / "out", until=day(FIRST + 0.4))
+        recalibrate(release, later, tmp_path / "out", LIMITS, until=day(FIRST + 0.4))
     assert not (tmp_path / "out").exists()
     assert list(tmp_path.iterdir()) == []
 
@@ -336,7 +352,7 @@ def test_scores_that_are_equal_or_not_finite_are_refused(
     for value, message in ((np.nan, "no finite numbers"), (1.0, "scores, all .*, expected scores that differ")):
         data_set = constant(later, tmp_path / str(value), value, machines)
         with pytest.raises(ContractError, match=rf"scores of \w+: got \d+ .*{message}"):
-            recalibrate(release, data_set, tmp_path / "out")
+            recalibrate(release, data_set, tmp_path / "out", LIMITS)
     assert not (tmp_path / "out").exists()
 
 
@@ -347,14 +363,14 @@ def test_another_number_of_bins_another_kind_and_no_data_set_are_refused(
     fleet = (data_set / "fleet.yaml").read_text()
     (data_set / "fleet.yaml").write_text("bins: 8\n")
     with pytest.raises(ContractError, match=f"bins: got 8, expected 32 as release {release.id}"):
-        recalibrate(release, data_set, tmp_path / "out")
+        recalibrate(release, data_set, tmp_path / "out", LIMITS)
     (data_set / "fleet.yaml").write_text("bins: 32\nkind: features\n")
     with pytest.raises(ContractError, match="kind: got features, expected spectrum"):
-        recalibrate(release, data_set, tmp_path / "out")
+        recalibrate(release, data_set, tmp_path / "out", LIMITS)
     (data_set / "fleet.yaml").write_text(fleet)
     (data_set / "snapshot.json").unlink()
     with pytest.raises(ContractError, match=r"data set: got no snapshot\.json, expected a data set that"):
-        recalibrate(release, data_set, tmp_path / "out")
+        recalibrate(release, data_set, tmp_path / "out", LIMITS)
 
 
 def test_a_folder_that_holds_something_is_never_replaced(
@@ -363,13 +379,13 @@ def test_a_folder_that_holds_something_is_never_replaced(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
     with pytest.raises(ContractError, match="--out: got a folder that is not empty"):
-        recalibrate(release, later, tmp_path / "mine")
+        recalibrate(release, later, tmp_path / "mine", LIMITS)
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
     shutil.copytree(made.folder, tmp_path / "other")
     with pytest.raises(
         ContractError, match=rf"--out: got another release \({made.id}\), expected a new or empty folder"
     ):
-        recalibrate(release, later, tmp_path / "other", until=day(FIRST + 5))
+        recalibrate(release, later, tmp_path / "other", LIMITS, until=day(FIRST + 5))
     assert release_id(tmp_path / "other") == made.id
 
 
@@ -436,7 +452,7 @@ def test_a_candidate_enters_the_registry_once_and_service_when_asked(
     assert row.note == f"recalibrated from {release.id}"
     assert f"release {row.id} (v2): candidate; to put it into service: hearken releases promote v2" in out
     assert "99.95 → 99.9" in out
-    assert re.search(r"\d+ of \d+ rows within 300 min, episodes 150 min apart → \d+ of \d+ rows within", out)
+    assert re.search(r"\d+ of \d+ rows within 300 min, episodes 150 min apart.* → \d+ of \d+ rows within", out)
     assert load_release(settings.releases / row.id, row.id).manifest["recalibrated_from"] == release.id
     code, out, _ = run(checkout, "v1", "--data-set", later, *span, "--promote", "--json")
     assert code == 0
@@ -448,6 +464,17 @@ def test_a_candidate_enters_the_registry_once_and_service_when_asked(
     assert serving.id == row.id
     assert find_release(engine, "v1").state == ReleaseState.CANDIDATE
     engine.dispose()
+
+
+def test_what_becomes_of_a_cool_down_is_told(made: Recalibration) -> None:
+    bare = made.policy | {"cool_down_us": 0, "no_data_us": None}
+    policies = [bare | told for told in ({}, {"cool_down_us": 86_400_000_000}, {"no_data_us": 21_600_000_000})]
+    for old in policies:
+        for new in policies:
+            line = last_lines(replace(made, old_policy=old, policy=new), None, None)[0]
+            assert (" → " in line) == (old != new)
+    line = last_lines(replace(made, old_policy=policies[0], policy=policies[1]), None, None)[0]
+    assert line.endswith("min apart, cool-down 24 h")
 
 
 def test_outside_of_a_checkout_only_a_folder_is_written(

@@ -10,6 +10,7 @@ import yaml
 from service_plant import ServicePlant
 from test_score_flow import Checkout, server  # noqa: F401  (a fixture)
 
+from flows.deploy import GPU_POOL, POOLS
 from flows.registry import ReleaseState, in_service, list_releases, promote, register_release, rollback
 from flows.releases.rebuild import rebuild
 from flows.workspace import override_params
@@ -145,9 +146,10 @@ def test_while_a_person_s_rollback_stands_new_thresholds_wait(server, plant, bui
 def test_every_deployment_has_a_pool_a_description_and_where_it_runs_by_itself_a_limit():
     found = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert {each["name"] for each in found} >= {"build", "score", "monitor", "recalibrate", "retrain", "train-on-gpu"}
+    assert {each["work_pool"]["name"] for each in found} == set(POOLS), "workers of other pools would never come"
+    assert next(each for each in found if each["name"] == "train-on-gpu")["work_pool"]["name"] == GPU_POOL
     for each in found:
         assert each["description"].strip()
-        assert each["work_pool"]["name"] in ("default", "gpu")
         assert (ROOT / each["entrypoint"].split(":")[0]).is_file()
         if each.get("schedules") or each.get("triggers"):
             assert each["concurrency_limit"]["limit"] == 1, each["name"]

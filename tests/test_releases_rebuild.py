@@ -226,7 +226,7 @@ def test_a_recalibrated_release_is_recalibrated_again_while_its_rows_are_as_they
     engine = open_database(settings.database_url)
     parent = registry.register_release(engine, settings.releases, built / "data/release", commit="abc")
     release = load_release(settings.releases / parent.id, parent.id)
-    made = recalibrate(release, data, tmp_path / "made", validate=params.validate_)
+    made = recalibrate(release, data, tmp_path / "made", params.validate_)
     row = registry.register_release(engine, settings.releases, made.folder, commit="abc")
     found = rebuild(settings, row)
     assert found.equal

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import ContractError, ReleaseError
 from pipeline.release import Release, load_release, release_id
-from pipeline.schema import BASELINES, Baseline
+from pipeline.schema import BASELINE_NAMES, Baseline
 from pipeline.score import score_data_set
 from pipeline.store import day_files, read_table, write_table
 
@@ -38,7 +38,7 @@ def test_service_and_evaluation_give_the_same_bits(built: Path, release: Release
     both = evaluated.merge(scored, on=["file", "row"], suffixes=("_evaluated", "_service"))
     assert len(both) == len(evaluated) > 100
     np.testing.assert_array_equal(both["epoch_evaluated"], both["epoch_service"])
-    baseline = both["baseline_service"].map(BASELINES.index).to_numpy(dtype=int)
+    baseline = both["baseline_service"].map(BASELINE_NAMES.index).to_numpy(dtype=int)
     assert {Baseline.SHRUNK, Baseline.OWN} <= set(baseline), "both kinds of baseline are needed here"
     for name in release.tails.names:
         comparable = both[f"score_{name}_evaluated"].to_numpy()

@@ -18,7 +18,7 @@ from quarantined_plant import EVERYTHING, HOUR, NASTY, START, built, write_plant
 
 from flows import cli
 from pipeline.errors import ContractError, UserError
-from pipeline.quarantine import RELEASES, Release, read_releases
+from pipeline.quarantine import RELEASES, GivenBack, read_releases
 from pipeline.schema import MACHINE, VALIDATE_SCHEMA, dictionary_column, time_column
 from pipeline.set_aside import JOIN_GAP_US, Proposal, Wanted, proposed, set_aside
 from pipeline.store import write_tables
@@ -140,7 +140,7 @@ def test_a_release_is_written_once_and_given_back_by_the_next_build(plant: Path)
     assert (first.rows, first.refused, first.is_new) == (2, 1, True)
     assert not (plant / RELEASES).exists()  # it is only proposed
     first.write()
-    assert read_releases(plant) == [Release("a", START + 5 * HOUR, START + 7 * HOUR, "", "", "me", AT.isoformat())]
+    assert read_releases(plant) == [GivenBack("a", START + 5 * HOUR, START + 7 * HOUR, "", "", "me", AT.isoformat())]
     assert not release(plant, machine="a").is_new
     assert not release(plant, machine="a", reason="energy").is_new  # the wider one holds it
     waiting = {

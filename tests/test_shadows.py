@@ -18,7 +18,7 @@ from flows.registry import ReleaseState
 from flows.service.retrainings import Wish, ask, list_retrainings
 from flows.service.tables import Retraining, RetrainingState
 from flows.shadows import DATA, LOG, judge_shadows, shadow_folder
-from pipeline.params import GateParams
+from pipeline.params import GateParams, ValidateParams
 from pipeline.store import day_files, read_json
 
 DAY = dt.timedelta(days=1)
@@ -80,6 +80,12 @@ def test_a_shadow_is_judged_once_a_day_of_the_data_and_at_its_deadline(
     registry.promote(plant.engine, anew.id, who="recalibrate")
     assert "too few later rows" in plant.judged()
     assert "less than a day ago" in plant.judged()
+
+    plant.live(2)
+    usual = plant.params
+    plant.params = usual.model_copy(update={"validate_": ValidateParams(max_energy=1e-12)})
+    assert "quarantined rows" in plant.judged(), "by the plant's own limits"
+    plant.params = usual
 
     plant.live(4)
     assert "its deadline has passed" in plant.judged()

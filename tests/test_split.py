@@ -11,8 +11,9 @@ import pytest
 from pipeline.epochs import EpochStarts, epoch_of_rows
 from pipeline.errors import ContractError
 from pipeline.params import SplitParams
+from pipeline.roles import unseen_machines
 from pipeline.schema import FAILURE_SCHEMA, MACHINE, MAINTENANCE_SCHEMA, SPLIT_SCHEMA, TEXT, TIME
-from pipeline.split import split, unseen_machines
+from pipeline.split import split
 
 START = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 DAYS = 100

@@ -13,7 +13,8 @@ from test_split_roles import alerts
 
 from pipeline.epochs import EpochStarts
 from pipeline.params import SplitParams, parse_params
-from pipeline.split import SplitResult, split, unseen_machines
+from pipeline.roles import unseen_machines
+from pipeline.split import SplitResult, split
 
 CHANGED = 92.0  # of 100 days
 PARAMS = SplitParams(changed_at=day(CHANGED), purge_hours=6, unseen_machine_share=0.0)

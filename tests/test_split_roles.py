@@ -11,8 +11,9 @@ import pytest
 from test_split import day, failure_table, log, status_table
 
 from pipeline.params import SplitParams
+from pipeline.roles import unseen_machines
 from pipeline.schema import FEEDBACK_SCHEMA
-from pipeline.split import split, unseen_machines
+from pipeline.split import split
 
 SHARE = 0.3
 MACHINES = tuple(f"m{number}" for number in range(8))
@@ -20,7 +21,9 @@ HIDDEN = [name for name, unseen in zip(MACHINES, unseen_machines(MACHINES, SHARE
 SEEN = [name for name in MACHINES if name not in HIDDEN]
 KINDS = {"seen": SEEN[0], "unseen": HIDDEN[0]}
 PHASES = {"train": 20.0, "calibration": 62.0, "test": 86.0}  # a day in each
-PARAMS = SplitParams(unseen_machine_share=SHARE, horizon_hours=120, run_in_hours=24)
+PARAMS = SplitParams(
+    unseen_machine_share=SHARE, horizon_hours=120, run_in_hours=24, train_share=0.45, calibration_share=0.2
+)
 HORIZON, ROW = 5.0, 0.25  # days
 STATUS = status_table(MACHINES)
 FITTING = {"train", "validation", "calibration", "baseline"}

@@ -17,10 +17,9 @@ from torch.nn import functional
 
 from pipeline.detectors import codes
 from pipeline.detectors.networks import Activation, DenseStack
-from pipeline.engine import FeatureRows, Run, train_network
+from pipeline.engine import FeatureRows, Loss, Run, train_network
 from pipeline.params import OptimiserParams
 
-Loss = Callable[[torch.Tensor, int, torch.Generator | None], dict[str, torch.Tensor]]
 PART_ROWS = 8192
 
 
@@ -99,7 +98,7 @@ def supervised(
     return alpha * reconstruction + (1 - alpha) * functional.cross_entropy(logits_BK, label_B)
 
 
-def squared_error(coder: Coder) -> Loss:
+def squared_error(coder: nn.Module) -> Loss:
     """The mean squared error of inputs and reconstructions, as a loss of the training loop."""
 
     def loss(x_BF: torch.Tensor, _epoch: int, _noise: torch.Generator | None) -> dict[str, torch.Tensor]:

@@ -32,9 +32,10 @@ from scipy.signal import savgol_filter
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.known_results.coders import Loss, fit, in_parts, optimiser
+from benchmarks.known_results.coders import fit, in_parts, optimiser, squared_error
 from pipeline.detectors.networks import make_layers
 from pipeline.detectors.objectives import corrupted
+from pipeline.engine import Loss
 from pipeline.params import AutoencoderParams, NetworkParams, NoiseParams
 from pipeline.schema import FloatN, FloatNF
 from pipeline.train import use_threads
@@ -141,22 +142,13 @@ def restoring(coder: WaveCoder) -> Loss:
     return loss
 
 
-def reconstructing(coder: WaveCoder) -> Loss:
-    """The noisy rows themselves are wanted."""
-
-    def loss(x_BF: torch.Tensor, _epoch: int, _noise: torch.Generator | None) -> dict[str, torch.Tensor]:
-        return {"loss": functional.mse_loss(coder(x_BF), x_BF)}
-
-    return loss
-
-
 def by_autoencoder(kind: str, training: Waves, choice: Waves, judged: Waves, epochs: int, seeds: list[int]) -> FloatN:
     """Mean error (N,) of each judged wave over the seeds."""
     name, clean_wanted = kind.split(", ")[0], kind.endswith("from clean waves")
     errors = []
     for seed in seeds:
         coder = WaveCoder(NETWORKS[name], seed)
-        loss = restoring(coder) if clean_wanted else reconstructing(coder)
+        loss = restoring(coder) if clean_wanted else squared_error(coder)
         rows, held = ((each.clean if clean_wanted else each.noisy) for each in (training, choice))
         settings = optimiser(epochs, learning_rate=0.003, batch_rows=128)
         fit(coder, loss, torch.from_numpy(rows), torch.from_numpy(held), settings, seed)

@@ -36,7 +36,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
-from benchmarks.known_results.coders import Coder, Loss, fit, in_parts, optimiser, supervised
+from benchmarks.known_results.coders import Coder, fit, in_parts, optimiser, supervised
 from benchmarks.known_results.digits import ROOT, Digits, read_digits, real_folder
 from benchmarks.known_results.labelled import Known, Scores, scored_by_all
 from benchmarks.quality import leave_one_machine_out, sign_flip_p
@@ -44,6 +44,7 @@ from benchmarks.robustness import MAX_TRAINING_ROWS, plant_of, simulated_fleet, 
 from pipeline.alerts import AlertPolicy, Timeline, typical_interval_us
 from pipeline.backtest import BacktestRequest, read_recording, take
 from pipeline.detectors.networks import DenseStack
+from pipeline.engine import Loss
 from pipeline.judging.judged import FAULTY, HEALTHY
 from pipeline.judging.outcomes import budget_threshold, outcome_at
 from pipeline.params import OptimiserParams, Params, load_params

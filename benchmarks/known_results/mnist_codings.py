@@ -32,10 +32,11 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional
 
-from benchmarks.known_results.coders import Coder, Loss, fit, in_parts, optimiser, row_errors, sparsity, squared_error
+from benchmarks.known_results.coders import Coder, fit, in_parts, optimiser, row_errors, sparsity, squared_error
 from benchmarks.known_results.digits import Digits, read_digits
 from pipeline.detectors.networks import Activation
 from pipeline.detectors.objectives import corrupted
+from pipeline.engine import Loss
 from pipeline.params import NoiseParams
 from pipeline.train import use_threads
 

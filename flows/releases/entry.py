@@ -110,6 +110,12 @@ def promote_checked(
     All in one transaction. See `put_into_service` and `registry.promote`.
 
     Args:
+        engine: of the registry.
+        identity: the id of the release.
+        who: a person, or a flow; stands in the history.
+        note: for people; None: the release keeps its own.
+        but_not: states whose releases may not enter service.
+        instead_of: the id that must be in service until now; None: any or none.
         unasked: no person decides just now; what a person has cancelled or taken back meanwhile is left alone.
 
     Raises:

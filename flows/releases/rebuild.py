@@ -249,10 +249,10 @@ def _recalibrate_again(settings: Settings, known: Described, data_set: Path | No
                 parent,
                 place,
                 out,
+                ValidateParams.model_validate(validate),
                 since=since,
                 until=until,
                 calibrate=CalibrateParams.model_validate(params),
-                validate=ValidateParams.model_validate(validate),
             )
         except ContractError as error:
             raise ReleaseError(f"release {known.name}: {error}") from None

@@ -41,7 +41,6 @@ class Intake:
 
     planned: int = 0
     broken: int = 0
-    duplicates: int = 0
     shards: int = 0
     refused: Mapping[str, str] = field(default_factory=dict)  # name: reason
 
@@ -139,9 +138,7 @@ def _enter(
                 counts[upload.state] += 1
                 planned += [upload] if upload.state == UploadState.PLANNED else []
         shards = plan_shards(session, planned, params, moment)
-    return Intake(
-        counts[UploadState.PLANNED], counts[UploadState.BROKEN], counts[UploadState.DUPLICATE], shards, refused
-    )
+    return Intake(counts[UploadState.PLANNED], counts[UploadState.BROKEN], shards, refused)
 
 
 def _entered(session: Session, found: _Found, moment: dt.datetime, bytes_tell_all: bool, read_as: str) -> Upload | None:
@@ -214,7 +211,6 @@ class Lease:
     shard_id: int
     name: str
     owner: str
-    attempt: int
     uploads: tuple[SourceFile, ...]
     believed_until: dt.datetime
     read_as: str = ""  # settings and release under which an upload may turn out broken
@@ -250,7 +246,7 @@ def claim(
             if not held and not overlaps:
                 shard.owner, shard.attempts = owner, shard.attempts + 1
                 shard.lease_until = moment + _lease(params)
-                return Lease(shard.id, shard.name, owner, shard.attempts, _files(shard), shard.believed_until, read_as)
+                return Lease(shard.id, shard.name, owner, _files(shard), shard.believed_until, read_as)
             before.append(shard)
     return None
 

@@ -117,7 +117,6 @@ class Vectors:
     episode_V: Int32
     regime_V: Int32
     condition_R: Int32
-    machine_R: Int32
     conditions: Sequence[str]
     within_CG: Float32  # variance of a row around its episode's mean
     regime_source: str  # the column, or how the regimes were found
@@ -364,7 +363,6 @@ def _merged(parts: Sequence[_Sums], rows: Selection, reader: Reader, within_CG: 
         episode_V=episode_V,
         regime_V=regime_V.astype(np.int32),
         condition_R=(key_R % MAX_CONDITIONS).astype(np.int32),
-        machine_R=(key_R >> 32).astype(np.int32),
         conditions=[*names, *("" for _ in range(count - len(names)))][:count] or [""],
         within_CG=within_CG.astype(np.float32),
         regime_source=reader.condition_column if reader.levels is None else "levels of the spectrum",

@@ -1,4 +1,4 @@
-"""What both networks share: how they are built, trained again where they die, and how they score and explain.
+"""What all networks share: how they are built, trained again where they die, and how they score and explain.
 
 Shape legend: N rows, B rows of a batch, F bins, G = F + 1 features, L latent.
 """
@@ -23,8 +23,9 @@ from pipeline.detectors.latent import Tail, code_statistics, nearest_codes, resi
 from pipeline.detectors.networks import Matrices, make_layers, use_matrices
 from pipeline.detectors.objectives import BIN_LOG_VARIANCE, INPUT_LIMIT, bounded
 from pipeline.engine import FeatureRows, autocast, train_network
+from pipeline.engine.checkpoint import tensors_below
 from pipeline.engine.rows import refuse_non_finite
-from pipeline.errors import ContractError, ReleaseError
+from pipeline.errors import ReleaseError
 from pipeline.params import NetworkParams
 from pipeline.schema import FloatN, FloatNF
 
@@ -254,18 +255,6 @@ class NeuralDetector(Detector):
         with autocast(self.device, self.precision):
             logits: torch.Tensor = self.network.get_submodule("mode_head")(self.code(x_BF))
         return logits.float()
-
-    @torch.inference_mode()
-    def mode_probabilities(self, spectra_NF: FloatNF, code_N: np.ndarray) -> FloatN:
-        """Probability (N, K) of each of `modes`, were the row before one of these failures; float64.
-
-        Raises:
-            ContractError: no failure has taught this network.
-        """
-        if not self.modes:
-            raise ContractError.of("failure modes", got="none", expected="a taught network", where=self.name)
-        logits = self._mode_logits(self.relative(spectra_NF, code_N)[:, :-1])
-        return logits.double().softmax(1).cpu().numpy()
 
     def _findings(self, found: dict[str, Any]) -> list[str]:  # noqa: ARG002  (a network may have none)
         """Warnings about what has been learned, from the facts of the codes."""
@@ -520,9 +509,9 @@ class NeuralDetector(Detector):
         self.modes = tuple(settings.get("modes", ()))
         self.build()
         tensors = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in arrays.items()}
-        self.network.load_state_dict(_below(tensors, "network."))
-        self._statistics = _below(tensors, "statistics.")
-        self._tails = {name: Tail(tuple(knots.tolist())) for name, knots in _below(tensors, "tail.").items()}
+        self.network.load_state_dict(tensors_below(tensors, "network."))
+        self._statistics = tensors_below(tensors, "statistics.")
+        self._tails = {name: Tail(tuple(knots.tolist())) for name, knots in tensors_below(tensors, "tail.").items()}
 
     def settings(self) -> dict[str, Any]:
         """Parameters."""
@@ -554,7 +543,3 @@ def _shared(value_B: torch.Tensor, weight_BF: torch.Tensor) -> torch.Tensor:
     """Values (B,) divided among bins (B, F) by their weights; evenly where all are zero."""
     weight_BF = weight_BF.double() + TINY
     return value_B[:, None] * weight_BF / weight_BF.sum(1, keepdim=True)
-
-
-def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -125,7 +125,7 @@ def check_drift(release: Release, window: Window, params: MonitorParams, report_
 
 def decide(release: Release, window: Window, params: MonitorParams, seed: int) -> tuple[DriftDecision, Pairs]:
     """The decision without a page, and the values of each column that it rests on (current, reference)."""
-    reference, limits = read_reference(release)
+    reference, limits = read_reference(release.folder)
     judge = Judge.of(release.detectors, release.tails, release.calibration, release.detector)
     current = describe(window.rows, judge, window.speed_N, window.context)
     return decide_on(current, reference, limits, params, seed, window.start_us)

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.detectors import Detector, NeuralDetector
+from pipeline.detectors import Detector
 from pipeline.ensemble import TailTables
 from pipeline.measure import score_rows
+from pipeline.params import explaining
 from pipeline.rows import Codes, Rows
 from pipeline.schema import (
     ENSEMBLE,
@@ -61,23 +62,21 @@ class Judge:
         return cls(detectors, tails, detector, float(calibration["detectors"][detector]["low"]["threshold"]))
 
     @property
-    def deciding(self) -> tuple[str, ...]:
-        """The detectors whose scores decide, and the ensemble where it does."""
+    def logged(self) -> tuple[str, ...]:
+        """Whose scores are columns: the detector that decides; an ensemble and the first of its members."""
         if self.detector != ENSEMBLE or self.tails.rule is None:
             return (self.detector,)
         return (ENSEMBLE, *self.tails.rule.members)[:MOST_SCORES]
 
     @property
     def heard(self) -> tuple[str, ...]:
-        """The detectors that `deciding` needs scores of: an ensemble those of all its members."""
-        rule = self.tails.rule
-        return (self.detector,) if self.detector != ENSEMBLE or rule is None else rule.members
+        """The detectors whose scores decide."""
+        return self.tails.members_that_decide(self.detector)
 
     @property
     def explaining(self) -> Detector:
-        """The first network among those that decide: networks reconstruct; else the first of them."""
-        every = [self.detectors[name] for name in self.heard]
-        return next((detector for detector in every if isinstance(detector, NeuralDetector)), every[0])
+        """The detector whose shares of bins are told."""
+        return self.detectors[explaining(self.heard)]
 
 
 @dataclass(frozen=True)
@@ -191,12 +190,11 @@ def describe(
     code_N = first.baselines.codes(rows.keys)
     relative_NG = first.relative(rows.spectra, code_N).cpu().numpy()
     columns = shape_columns(relative_NG, rows.spectra, first.baselines.location[:, :-1], code_N, first.baselines.log)
-    explaining = judge.explaining
-    shares_NF = explaining.explain(rows.spectra, explaining.baselines.codes(rows.keys))
+    shares_NF = judge.explaining.explain(rows.spectra, judge.explaining.baselines.codes(rows.keys))
     for index, (low, high) in enumerate(_bands(shares_NF.shape[1], ERROR_BANDS)):
         columns[f"error_{index + 1}"] = np.log(np.maximum(shares_NF[:, low:high].sum(axis=1), SMALLEST))
     scored = score_rows({name: judge.detectors[name] for name in judge.heard}, rows, judge.tails)
-    for name in judge.deciding:
+    for name in judge.logged:
         columns[f"log_score_{name}"] = np.log(np.maximum(scored.scores[name], SMALLEST))
     columns[ALERT_RATE] = (scored.scores[judge.detector] > judge.low).astype(np.float64)
     if speed_N is not None and np.isfinite(speed_N).any():

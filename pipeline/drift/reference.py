@@ -9,7 +9,6 @@ Shape legend: N rows.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +21,6 @@ from pipeline.errors import ContractError
 from pipeline.rows import load_rows
 from pipeline.schema import MICROSECONDS_PER_DAY, BoolN, FloatN, codes_and_names, times_us
 from pipeline.store import column_names, day_files, read_context, read_json, read_table, write_json, write_table
-
-if TYPE_CHECKING:
-    from pipeline.release import Release
 
 REFERENCE, LIMITS = "reference.parquet", "drift.json"
 
@@ -70,14 +66,14 @@ def write_reference(folder: Path, reference: Heard, days: float, seed: int) -> N
     write_json(folder / LIMITS, calibrate(Heard.of_table(reference.table()), days, seed).to_json())
 
 
-def read_reference(release: Release) -> tuple[Heard, Limits]:
-    """The reference and the limits of a release.
+def read_reference(folder: Path) -> tuple[Heard, Limits]:
+    """The reference and the limits of a release, from its folder.
 
     Raises:
         ContractError: a release that was made before there were such files.
     """
-    if not (release.folder / LIMITS).is_file():
+    if not (folder / LIMITS).is_file():
         got, expected = f"no {LIMITS}", "a release with limits of drift (build or recalibrate it anew)"
-        raise ContractError.of("drift", got=got, expected=expected, where=release.folder)
-    limits = Limits.from_json(read_json(release.folder / LIMITS))
-    return Heard.of_table(read_table(release.folder / REFERENCE)), limits
+        raise ContractError.of("drift", got=got, expected=expected, where=folder)
+    limits = Limits.from_json(read_json(folder / LIMITS))
+    return Heard.of_table(read_table(folder / REFERENCE)), limits

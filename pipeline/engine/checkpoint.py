@@ -112,9 +112,9 @@ def resume(
         run.say(f"the checkpoint {path} is of other parameters, data or code; training starts again")
         return None
     facts["best"] = math.inf if facts["best"] is None else facts["best"]
-    network.load_state_dict(_below(tensors, "network."))
-    load_optimiser(optimiser, _below(tensors, "optimiser."))
-    return State(**facts), _below(tensors, "best.")
+    network.load_state_dict(tensors_below(tensors, "network."))
+    load_optimiser(optimiser, tensors_below(tensors, "optimiser."))
+    return State(**facts), tensors_below(tensors, "best.")
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, values: Tensors) -> None:
@@ -137,5 +137,10 @@ def checkpoint_file(folder: Path) -> Path:
     return folder / "checkpoint.safetensors"
 
 
-def _below(tensors: Tensors, prefix: str) -> Tensors:
+def tensors_below(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors whose names begin with a prefix, without it.
+
+    >>> sorted(tensors_below({"network.a": torch.zeros(1), "best.a": torch.zeros(1)}, "network."))
+    ['a']
+    """
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -28,7 +28,7 @@ from pipeline.gate.record import TITLES, Check, GateDecision, Verdict
 from pipeline.gate.rows import GateRows, rows_of_build, rows_since
 from pipeline.gate.sides import Side, sides_of
 from pipeline.intervals import MIN_MACHINES
-from pipeline.params import EvaluateParams, GateParams
+from pipeline.params import EvaluateParams, GateParams, ValidateParams
 from pipeline.release import Release
 
 
@@ -64,6 +64,7 @@ def judge_later(
     since: dt.datetime | None,
     params: GateParams,
     evaluate: EvaluateParams,
+    validate: ValidateParams,
 ) -> GateDecision:
     """Judge a challenger in shadow: on rows of a data set that are later than every row that made either.
 
@@ -74,12 +75,13 @@ def judge_later(
         since: rows from here on (UTC); None: all that are later.
         params: section `gate`.
         evaluate: section `evaluate`, for the budget of false pages.
+        validate: section `validate`: limits of the rows' facts, where no status table stands beside the data set.
 
     Raises:
         ContractError: no challenger, no maintenance log, another number of bins.
     """
     releases = _all(champion, challengers)
-    return _judged(releases, rows_since(releases, data_set, since), params, evaluate)
+    return _judged(releases, rows_since(releases, data_set, since, validate), params, evaluate)
 
 
 def _all(champion: Release, challengers: Sequence[Release]) -> list[Release]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
-
-from pipeline.errors import ContractError
 
 TITLES = {  # of checks and gains, in the middle of a sentence
     "another_release": "that it is another release",
@@ -56,8 +53,8 @@ class GateDecision:
     A figure that cannot be computed is None, with an entry in its side's `null_reasons`.
 
     >>> decision = GateDecision(Verdict.WAIT, "Too few rows.", (), None, {}, {}, 10.0, 115.1, {})
-    >>> decision.accepted, GateDecision.from_dict(decision.to_dict()) == decision
-    (False, True)
+    >>> decision.accepted, decision.to_dict()["verdict"]
+    (False, 'wait')
     """
 
     verdict: Verdict
@@ -83,27 +80,3 @@ class GateDecision:
         told = asdict(self)
         lists = {name: list(told[name]) for name in ("checks", "gains", "notes")}
         return told | lists | {"verdict": str(self.verdict)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GateDecision:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ContractError: values of another form.
-        """
-        try:
-            known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-            checks = {name: tuple(Check(**check) for check in known.get(name, ())) for name in ("checks", "gains")}
-            gain = known["gain"]
-            return cls(
-                **known
-                | checks
-                | {
-                    "verdict": Verdict(known["verdict"]),
-                    "gain": None if gain is None else Check(**gain),
-                    "notes": tuple(known.get("notes", ())),
-                }
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            got, expected = f"values of another form ({error!r})", "what GateDecision.to_dict gave"
-            raise ContractError.of("decision", got=got, expected=expected, where="the record of the gate") from None

@@ -19,24 +19,21 @@ from pipeline.alerts import typical_interval_us
 from pipeline.errors import ContractError
 from pipeline.evaluate import events_of
 from pipeline.judging.judged import Event
+from pipeline.labelled_rows import labelled
 from pipeline.log_status import LOG_STATUSES, LogStatus
 from pipeline.moments import iso, microseconds, to_us
 from pipeline.params import SplitParams, TrainParams, ValidateParams
-from pipeline.plant_log import SOUND, PlantLog
-from pipeline.recent_rows import row_quality
+from pipeline.plant_log import SOUND
 from pipeline.release import Release
-from pipeline.roles import boundaries_of, teaching, unseen_machines
-from pipeline.row_counts import OK, STATUSES, SUSPECT
+from pipeline.roles import teaching, unseen_machines
 from pipeline.rows import Rows, has_role, rows_without_spectra
 from pipeline.schema import (
     FAILURE_SCHEMA,
-    KEY_FIELDS,
     MAINTENANCE_SCHEMA,
     MICROSECONDS_PER_DAY,
     BoolN,
     Role,
     codes_and_names,
-    dictionary_column,
     times_us,
 )
 from pipeline.store import read_table, sha256_file
@@ -152,45 +149,33 @@ def rows_of_build(releases: Sequence[Release], data_raw: Path, status_split: Pat
     )
 
 
-def rows_since(releases: Sequence[Release], data_set: Path, since: dt.datetime | None) -> GateRows:
+def rows_since(
+    releases: Sequence[Release], data_set: Path, since: dt.datetime | None, validate: ValidateParams
+) -> GateRows:
     """Rows of a data set that are later than every row that made either, with the labels of its own log.
 
     Args:
         releases: the champion, then the challengers.
         data_set: that `hearken ingest` wrote.
         since: rows from here on (UTC); None: all that are later.
+        validate: limits of the rows' facts, where no status table stands beside the data set.
 
     Raises:
         ContractError: no maintenance log, or damaged files.
     """
     split = SplitParams.model_validate(releases[1].manifest["params"]["split"])
-    table = row_quality(data_set, ValidateParams())
-    machine_N, machines = codes_and_names(table["machine_id"])
-    time_us_N = times_us(table["timestamp"])
-    quality_N, names = codes_and_names(table["status"])
-    kept_N = np.isin(quality_N, [names.index(STATUSES[rank]) for rank in (OK, SUSPECT) if STATUSES[rank] in names])
+    rows = labelled(data_set, split, validate)
     after_us = max(last_row_us(release) for release in releases)
     if since is not None:
         after_us = max(after_us, microseconds(since) - 1)
-    plant = PlantLog.of(data_set, split.horizon_hours)
-    newest_N = time_us_N
-    if kept_N.any():
-        newest_N = boundaries_of(machine_N, time_us_N, kept_N, len(machines), split).end[machine_N]
-    status_N, owner_N = plant.statuses(machine_N, time_us_N, machines, kept_N, newest_N, split)
-    selected_N = (time_us_N > after_us) & np.isin(status_N, [*SOUND, LogStatus.HORIZON])
-    columns = {
-        **{field.name: table[field.name] for field in KEY_FIELDS},
-        "epoch": pa.array(np.zeros(len(time_us_N), np.int32)),  # each release knows its own
-        "failure_id": dictionary_column(owner_N, plant.failures["failure_id"].to_pylist()),
-    }
     return _gate_rows(
         releases,
         data_set,
-        pa.table(columns),
-        selected_N,
-        status_N == LogStatus.HEALTHY,
-        plant.failures,
-        plant.maintenance,
+        rows.keyed(np.zeros(len(rows.time_us_N), np.int32)),  # each release knows its own epochs
+        (rows.time_us_N > after_us) & np.isin(rows.status_N, [*SOUND, LogStatus.HORIZON]),
+        rows.status_N == LogStatus.HEALTHY,
+        rows.plant.failures,
+        rows.plant.maintenance,
         after_us,
         "rows of the data set that are later than all that made either",
     )

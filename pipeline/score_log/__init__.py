@@ -13,12 +13,11 @@ Names that begin with "." or "_" are not of the log.
 """
 
 from pipeline.score_log.compact import Compacted, compact_day, remove_days
-from pipeline.score_log.files import DAY_NAME, days_between, is_day, log_days, over_days
+from pipeline.score_log.files import days_between, is_day, log_days, over_days
 from pipeline.score_log.read import keys_between, machine_names, machine_rows, newest_row_us
 from pipeline.score_log.releases import releases_of
 
 __all__ = [
-    "DAY_NAME",
     "Compacted",
     "compact_day",
     "days_between",

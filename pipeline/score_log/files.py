@@ -22,7 +22,6 @@ from pipeline.errors import ContractError
 from pipeline.schema import MICROSECONDS_PER_DAY
 
 Found = TypeVar("Found")
-DAY_NAME = "%Y-%m-%d"
 DAY_PATTERN = re.compile(r"\d{4}-\d{2}-\d{2}")
 COMPACTED = "compacted-"  # then a number that only grows within a day
 MERGED = b"hearken.merged"  # in the footer of a compacted file: names of the files whose rows it holds, as JSON

@@ -96,10 +96,6 @@ class History:
         """Instants (R,) at which its sensor has the new firmware."""
         return np.asarray(days_R >= (np.inf if self.firmware_day is None else self.firmware_day))
 
-    def works_until(self, day: float) -> tuple[Work, ...]:
-        """The works that were done by then."""
-        return tuple(work for work in self.works if work.end <= day)
-
 
 @dataclass(frozen=True)
 class FleetHistory:
