@@ -17,8 +17,8 @@ is streamed: spectra are made by machine and day, scored by every detector, and 
 Every detector is judged as if it raised the alerts of a release: its tiers are percentiles of the calibration rows, its
 policy and the page tier's percentile are chosen by the project's own choice (`calibrate.choice` of params.yaml: most
 tune failures caught where the 90 % upper bound of false pages on `budget` stays within the budget), and its pages are
-those of the state machine that serves. With `--levels fleet machine` it may also choose scores that are brought to one
-level by machines, as `calibrate.levels: machine` does. Some machine-days that the log calls healthy are not, and pages
+those of the state machine that serves. Tune failures also choose between the fleet's level of scores and machines' own,
+as between two builds with another `calibrate.levels` (`--levels fleet`: the default of params.yaml alone). Some machine-days that the log calls healthy are not, and pages
 there use up the budget; `--confirmed` leaves them out, as where a crew has confirmed each such page. A page that stands
 at midnight counts in both days, as one that stands for days counts each day. Chance: a failure's week and the healthy
 days dealt to it make one circle, in which pages are shifted. With `--cache` scores are kept, and judging alone can be
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--confirmed", action="store_true", help="no budget day that is ill in truth")
     parser.add_argument("--detectors", nargs="+", default=DETECTORS, choices=DETECTORS)
     parser.add_argument("--hours", choices=("machine", "fleet"), help="that train: each machine's own, or the same")
-    parser.add_argument("--levels", nargs="+", default=LEVELS_OF[:1], choices=LEVELS_OF, help="that are chosen from")
+    parser.add_argument("--levels", nargs="+", default=LEVELS_OF, choices=LEVELS_OF, help="that are chosen from")
     for name, kind in (
         ("machines", int), ("interval-seconds", float), ("days", float), ("train-days", float),
         ("calibration-days", float), ("train-rows", int), ("looks-share", float),

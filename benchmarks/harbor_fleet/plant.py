@@ -68,7 +68,7 @@ class Setup:
     tune_failures: int = 28
     test_failures: int = 28
     epochs: int | None = None  # of the networks, at most; None: what params.yaml says
-    levels: tuple[str, ...] = LEVELS_OF[:1]  # whose healthy scores are brought to one level; tune failures choose
+    levels: tuple[str, ...] = LEVELS_OF  # whose healthy scores are brought to one level; tune failures choose
     detectors: tuple[str, ...] = DETECTORS
 
     @property
