@@ -33,6 +33,16 @@ DESIGN_PERCENTILE = 95.0
 CELLS = 8_000_000  # draws times rows held at once
 MOST_CELLS = 1_000_000  # machines times days that are counted in one table
 Blocks = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+LARGEST = 1e300  # a score that is ranked: scikit-learn refuses infinite ones
+
+
+def rankable(scores_N: FloatN) -> FloatN:
+    """Scores (N,) in the same order, infinite ones large.
+
+    >>> rankable(np.array([1.0, np.inf])).tolist()
+    [1.0, 1e+300]
+    """
+    return np.clip(scores_N, -LARGEST, LARGEST)
 
 
 def wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from pipeline.judging.row_ranking import rankable
+from pipeline.intervals import rankable
 from pipeline.schema import FloatN
 
 

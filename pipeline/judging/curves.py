@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.alerts import Episodes, Timeline
+from pipeline.intervals import LARGEST
 from pipeline.judging.judged import Event, Outcome
 from pipeline.judging.outcomes import outcome_at
-from pipeline.judging.row_ranking import LARGEST
 from pipeline.schema import BoolN, FloatN
 
 MOST_POINTS = 60

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from pipeline.intervals import rankable
 from pipeline.judging.judged import FAULTY, HEALTHY, UNKNOWN, JudgedRows, rounded
 from pipeline.schema import FloatN
 
@@ -16,16 +17,6 @@ PARTIAL_FALSE_POSITIVES = 0.005
 PARTIAL_MIN_HEALTHY = 2_000
 HISTOGRAM_BINS = 2_000
 AUROC_DRAWS = 300
-LARGEST = 1e300  # a score that is ranked: scikit-learn refuses infinite ones
-
-
-def rankable(scores_N: FloatN) -> FloatN:
-    """Scores (N,) in the same order, infinite ones large.
-
-    >>> rankable(np.array([1.0, np.inf])).tolist()
-    [1.0, 1e+300]
-    """
-    return np.clip(scores_N, -LARGEST, LARGEST)
 
 
 def row_metrics(test: JudgedRows, name: str, nulls: dict[str, str], seed: int) -> dict[str, Any]:
