@@ -55,7 +55,7 @@ class TestRoles:
         assert days[fits & (days >= CHANGED)].max() == pytest.approx(CHANGED + 4, abs=0.1)  # half of eight days
         edges = result.metrics["boundaries"]
         assert (edges["start"], edges["cut_from"]) == tuple(
-            moment.isoformat(timespec="seconds") for moment in (START, day(CHANGED))
+            f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in (START, day(CHANGED))
         )
 
     def test_unconfirmed_rows_fit_after_the_change_and_not_before_it(self) -> None:
