@@ -91,9 +91,8 @@ def distribution_chart(name: str, healthy_N: FloatN, faulty_N: FloatN, threshold
         if threshold is None or (log and threshold <= 0):
             continue
         at = float(np.log10(threshold)) if log else threshold
-        side = {"xanchor": "right", "xshift": -4} if tier == "low" else {"xanchor": "left", "xshift": 4}
         shapes.append(rule("x", threshold, "@ink", dash, 1.5))
-        notes.append(note(tier, x=at, y=1.0, yref="y domain", yanchor="top", colour="@ink", **side))
+        notes.append(_tier_note(tier, at))
         words.append(_beyond(tier, threshold, healthy_N, faulty_N))
     top = max(float(healthy.max()), float(faulty.max()), 1e-3)
     layout: Json = {
@@ -106,6 +105,12 @@ def distribution_chart(name: str, healthy_N: FloatN, faulty_N: FloatN, threshold
     layout["xaxis"].update(log_ticks(edges[0], edges[-1]) if log else {})
     layout["yaxis"].update({"dtick": 1, "tickformat": "~g"})
     return Chart(slug(f"scores-{name}"), detector_label(name), caption.strip(), traces, layout, HALF_HEIGHT, "half")
+
+
+def _tier_note(tier: str, at: float) -> Json:
+    """A tier's name at the top of its rule: the low tier lies left of the page tier, and may lie close to it."""
+    side = {"xanchor": "right", "xshift": -4} if tier == "low" else {"xanchor": "left", "xshift": 4}
+    return note(tier, x=at, y=1.0, yref="y domain", yanchor="top", colour="@ink", **side)
 
 
 def _beyond(tier: str, threshold: float, healthy_N: FloatN, faulty_N: FloatN) -> str:
@@ -153,7 +158,7 @@ def tail_chart(
         asked = 1 - percentile / 100
         shapes.append(rule("x", at, "@ink", "dot" if tier == "low" else "solid", 1))
         place = float(np.log10(at)) if log else at
-        notes.append(note(tier, x=place, y=1, yref="y domain", yanchor="top", xanchor="left", xshift=4, colour="@ink"))
+        notes.append(_tier_note(tier, place))
         traces += _asked_and_reached(tier, at, asked, figures)
         told = percent_interval(figures.get("ci_low"), figures.get("ci_high"))
         words.append(
