@@ -117,10 +117,8 @@ def fit_detector(
     start = time.perf_counter()
     history = detector.fit(training, fitting)
     seconds, count = time.perf_counter() - start, len(train_code)
-    speed = history.pop("rows_per_s", 0.0) or count / max(
-        seconds, 1e-9
-    )  # a time: not for the history, which is an output
-    say(f"fitted on {count:,} rows in {seconds:.1f} s, {speed:,.0f} rows/s")
+    speed = history.pop("rows_per_s", 0.0)  # of networks; a time: not for the history, which is an output
+    say(f"fitted on {count:,} rows in {seconds:.1f} s" + (f", {speed:,.0f} rows/s" if speed else ""))
     history |= {"rows": count, "validation_rows": len(validation_code), "device": fitting.device.type}
     history |= {"precision": detector.precision}
     history["baselines"] = {
